@@ -1,0 +1,104 @@
+"""Fully connected networks and the small layers that every other network is made of."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["relu", "elu", "silu", "tanh"]
+Norm = Literal["none", "layer", "rms"]
+Init = Literal["torch", "v3"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
+def activation(name: Activation) -> nn.Module:
+    """The activation by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"Unknown activation {name!r}: choose one of {', '.join(_ACTIVATIONS)}.")
+    return _ACTIVATIONS[name]()
+
+
+def normalisation(name: Norm, size: int) -> nn.Module:
+    """Layer normalisation (eps 1e-3), RMS normalisation (eps 1e-4, DreamerV3), or nothing."""
+    if name == "layer":
+        return nn.LayerNorm(size, eps=1e-3)
+    if name == "rms":
+        return nn.RMSNorm(size, eps=1e-4)
+    if name == "none":
+        return nn.Identity()
+    raise ValueError(f"Unknown normalisation {name!r}: choose none, layer or rms.")
+
+
+def init_v3_(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """DreamerV3's initialisation in place: truncated normal of deviation `1.1368 scale / sqrt(fan_in)`."""
+    with torch.no_grad():
+        if scale == 0.0:
+            weight.zero_()
+            return
+        std = 1.1368 * scale / math.sqrt(fan_in)
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def linear(in_size: int, out_size: int, init: Init = "torch", scale: float = 1.0, bias: bool = True) -> nn.Linear:
+    """A linear layer with the initialisation by name; `scale` multiplies its first weights.
+
+    `init="torch"` with `scale` other than 1 also starts the bias at zero, so that a head of scale 0 says 0.
+    """
+    layer = nn.Linear(in_size, out_size, bias=bias)
+    with torch.no_grad():
+        if init == "v3":
+            init_v3_(layer.weight, in_size, scale)
+        elif scale != 1.0:
+            layer.weight.mul_(scale)
+        if bias and (init == "v3" or scale != 1.0):
+            layer.bias.zero_()
+    return layer
+
+
+class MLP(nn.Sequential):
+    """Hidden layers (Linear, norm, activation) and, where `out_size` is given, a linear output.
+
+    Args:
+        in_size: width of the input.
+        out_size: width of the output; None ends after the last hidden layer.
+        layers: number of hidden layers.
+        units: width of each.
+        act: activation by name.
+        norm: normalisation before each activation.
+        init: "torch" or "v3" (`init_v3_`).
+        out_scale: factor on the output layer's first weights.
+
+    Example:
+        >>> MLP(4, 2, layers=2, units=8)(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        in_size: int,
+        out_size: int | None,
+        layers: int,
+        units: int,
+        act: Activation = "silu",
+        norm: Norm = "layer",
+        init: Init = "torch",
+        out_scale: float = 1.0,
+    ) -> None:
+        modules: list[nn.Module] = []
+        size = in_size
+        for _ in range(layers):
+            modules += [linear(size, units, init), normalisation(norm, units), activation(act)]
+            size = units
+        if out_size is not None:
+            modules.append(linear(size, out_size, init, out_scale))
+            size = out_size
+        super().__init__(*(m for m in modules if not isinstance(m, nn.Identity)))
+        self.out_size = size
