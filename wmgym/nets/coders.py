@@ -1,0 +1,281 @@
+"""Networks that turn observations into one vector and features back into observations.
+
+An observation is a dictionary of boxes (`wmgym.spaces.as_dict_space`): uint8 pictures (H, W, C), vectors and
+single numbers. All pictures go through one convolutional network (side by side as channels), all vectors through
+one fully connected network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from wmgym.nets.distributions import symexp, symlog
+from wmgym.nets.images import (
+    DreamerImageDecoder,
+    DreamerImageEncoder,
+    ImageNet,
+    ImageSizeError,
+    V3ImageDecoder,
+    V3ImageEncoder,
+    centred,
+)
+from wmgym.nets.mlp import MLP, Activation, Init, Norm
+from wmgym.spaces import is_image
+
+Likelihood = Literal["mse", "normal"]
+
+
+@dataclass(frozen=True)
+class CoderConfig:
+    """The shape of an encoder and of the decoder that mirrors it.
+
+    Attributes:
+        units: width of the fully connected layers (vectors).
+        layers: number of hidden layers of them.
+        act: their activation by name.
+        norm: their normalisation by name.
+        init: first weights by name, of every layer.
+        symlog: squash vectors by symlog on the way in and predict them in symlog space on the way out.
+        likelihood: reconstruction loss of one number: "mse" is its squared error (DreamerV3), "normal" is half of
+            that, the negative log-density of a Normal of variance 1 up to a constant (PlaNet, Dreamer V1 and V2).
+        image: convolutional network: "dreamer" (PlaNet, Dreamer V1 and V2; 64x64) or "v3" (multiples of 16).
+        depth: channels of its first convolution ("dreamer") or half of them ("v3").
+        image_act: activation of the convolutions.
+        image_norm: normalisation of them, over the channels.
+        bfloat16: compute the convolutions in bfloat16 (parameters, inputs and outputs stay float32).
+    """
+
+    units: int = 200
+    layers: int = 2
+    act: Activation = "silu"
+    norm: Norm = "layer"
+    init: Init = "torch"
+    symlog: bool = True
+    likelihood: Likelihood = "mse"
+    image: ImageNet = "dreamer"
+    depth: int = 32
+    image_act: Activation = "relu"
+    image_norm: Norm = "none"
+    bfloat16: bool = False
+
+
+class Encoder(nn.Module):
+    """One vector for every observation.
+
+    Args:
+        boxes: the observation's boxes by key (`wmgym.spaces.as_dict_space`).
+        config: sizes and choices.
+
+    Attributes:
+        out_size: width of the vector.
+
+    Raises:
+        ImageSizeError: if the network cannot read pictures of this size, or pictures differ in size.
+
+    Example:
+        >>> encoder = Encoder({"observation": spaces.Box(-1, 1, (3,))}, CoderConfig(units=16))
+        >>> encoder({"observation": torch.zeros(4, 5, 3)}).shape
+        torch.Size([4, 5, 16])
+    """
+
+    def __init__(self, boxes: Mapping[str, spaces.Box], config: CoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._vectors, self._pictures = _split(boxes)
+        self._numbers = {key for key, box in boxes.items() if box.shape == ()}
+        self.vectors: MLP | None = None
+        self.pictures: DreamerImageEncoder | V3ImageEncoder | None = None
+        self.out_size = 0
+        if self._vectors:
+            c = config
+            self.vectors = MLP(sum(self._vectors.values()), None, c.layers, c.units, c.act, c.norm, c.init)
+            self.out_size += self.vectors.out_size
+        if self._pictures:
+            network = DreamerImageEncoder if config.image == "dreamer" else V3ImageEncoder
+            shape = _joined_shape(self._pictures)
+            self.pictures = network(shape, config.depth, config.image_act, config.image_norm, config.init)
+            self.out_size += self.pictures.out_size
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Encodes observations.
+
+        Args:
+            observation: by key, pictures (..., H, W, C) uint8, vectors (..., N), single numbers (...).
+
+        Returns:
+            (..., out_size) float32.
+        """
+        parts = []
+        if self.vectors is not None:
+            parts.append(self.vectors(self._join_vectors(observation)))
+        if self.pictures is not None:
+            pictures = _join_pictures(observation, self._pictures)
+            flat = centred(pictures.flatten(0, -4) if pictures.ndim > 3 else pictures[None])
+            with _precision(flat, self.config):
+                encoded = self.pictures(flat)
+            parts.append(encoded.float().reshape(*pictures.shape[:-3], -1))
+        return torch.cat(parts, -1)
+
+    def _join_vectors(self, observation: Mapping[str, Tensor]) -> Tensor:
+        parts = [
+            observation[key].float().unsqueeze(-1) if key in self._numbers else observation[key].float()
+            for key in self._vectors
+        ]
+        joined = torch.cat(parts, -1)
+        return symlog(joined) if self.config.symlog else joined
+
+
+class Decoder(nn.Module):
+    """Observations as features predict them.
+
+    Args:
+        feature_size: width of the features.
+        boxes: the observation's boxes by key (`wmgym.spaces.as_dict_space`).
+        config: sizes and choices.
+        deter_size: how many of the features, from the first, are the deterministic state. DreamerV3's image
+            network reads the two parts apart and needs it; the others ignore it.
+
+    Raises:
+        ImageSizeError: if the network cannot draw pictures of this size, or pictures differ in size.
+        ValueError: if `deter_size` is missing for `image="v3"`.
+
+    Example:
+        >>> decoder = Decoder(8, {"observation": spaces.Box(-1, 1, (3,))}, CoderConfig(units=16))
+        >>> decoder.loss(torch.zeros(4, 5, 8), {"observation": torch.zeros(4, 5, 3)})["observation"].shape
+        torch.Size([4, 5])
+    """
+
+    def __init__(
+        self,
+        feature_size: int,
+        boxes: Mapping[str, spaces.Box],
+        config: CoderConfig,
+        deter_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self._vectors, self._pictures = _split(boxes)
+        self._shapes = {key: box.shape for key, box in boxes.items()}
+        self.vectors: MLP | None = None
+        self.pictures: DreamerImageDecoder | V3ImageDecoder | None = None
+        if self._vectors:
+            c = config
+            size = sum(self._vectors.values())
+            self.vectors = MLP(feature_size, size, c.layers, c.units, c.act, c.norm, c.init)
+        if self._pictures:
+            self.pictures = _image_decoder(feature_size, _joined_shape(self._pictures), config, deter_size)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Means of the observations in the space that the loss is taken in.
+
+        Args:
+            features: (..., feature_size) float32.
+
+        Returns:
+            By key, in the shape of the observations, float32: pictures in [-0.5, 0.5] ("dreamer") or [0, 1] ("v3"),
+            vectors after symlog where the configuration says so.
+        """
+        means: dict[str, Tensor] = {}
+        if self.vectors is not None:
+            split = self.vectors(features).split(list(self._vectors.values()), -1)
+            for key, mean in zip(self._vectors, split, strict=True):
+                means[key] = mean.reshape((*features.shape[:-1], *self._shapes[key]))
+        if self.pictures is not None:
+            flat = features.reshape(-1, features.shape[-1])
+            with _precision(flat, self.config):
+                drawn = self.pictures(flat).float()
+            split = drawn.split([shape[2] for shape in self._pictures.values()], -1)
+            for key, mean in zip(self._pictures, split, strict=True):
+                means[key] = mean.reshape((*features.shape[:-1], *self._shapes[key]))
+        return means
+
+    def loss(self, features: Tensor, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Squared error of every observation, summed over its dimensions (half of it for "normal").
+
+        Args:
+            features: (..., feature_size) float32.
+            observation: by key, as for `Encoder.forward`.
+
+        Returns:
+            By key, the shape (...) of the leading dimensions; no constant is added.
+        """
+        factor = 0.5 if self.config.likelihood == "normal" else 1.0
+        losses = {}
+        for key, mean in self(features).items():
+            error = (mean - self._target(key, observation[key])).square()
+            losses[key] = (
+                factor * error.sum(dim=tuple(range(features.ndim - 1, error.ndim)))
+                if self._shapes[key]
+                else factor * error
+            )
+        return losses
+
+    def observation(self, features: Tensor) -> dict[str, Tensor]:
+        """The expected observations, as an environment would give them.
+
+        Args:
+            features: (..., feature_size) float32.
+
+        Returns:
+            By key: pictures (..., H, W, C) uint8, vectors (..., N) and single numbers (...) float32.
+        """
+        drawn = {}
+        for key, mean in self(features).items():
+            if key in self._pictures:
+                offset = self.pictures.offset if self.pictures is not None else 0.0
+                drawn[key] = ((mean - offset) * 255.0).round().clamp(0, 255).to(torch.uint8)
+            else:
+                drawn[key] = symexp(mean) if self.config.symlog else mean
+        return drawn
+
+    def _target(self, key: str, observed: Tensor) -> Tensor:
+        if key in self._pictures:
+            offset = self.pictures.offset if self.pictures is not None else 0.0
+            return observed / 255.0 + offset
+        return symlog(observed.float()) if self.config.symlog else observed.float()
+
+
+def _image_decoder(
+    feature_size: int, shape: tuple[int, int, int], config: CoderConfig, deter_size: int | None
+) -> DreamerImageDecoder | V3ImageDecoder:
+    c = config
+    if c.image == "dreamer":
+        return DreamerImageDecoder(feature_size, shape, c.depth, c.image_act, c.image_norm, c.init)
+    if deter_size is None:
+        raise ValueError('The "v3" image decoder reads the deterministic state apart: give Decoder its deter_size.')
+    stoch_size = feature_size - deter_size
+    return V3ImageDecoder(deter_size, stoch_size, shape, c.depth, c.units, c.image_act, c.image_norm, c.init)
+
+
+def _split(boxes: Mapping[str, spaces.Box]) -> tuple[dict[str, int], dict[str, tuple[int, int, int]]]:
+    """Sizes of the vectors and shapes of the pictures, by key."""
+    vectors = {key: (box.shape[0] if box.shape else 1) for key, box in boxes.items() if not is_image(box)}
+    pictures = {key: (box.shape[0], box.shape[1], box.shape[2]) for key, box in boxes.items() if is_image(box)}
+    return vectors, pictures
+
+
+def _joined_shape(pictures: Mapping[str, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """The shape of all pictures side by side as channels."""
+    sizes = {shape[:2] for shape in pictures.values()}
+    if len(sizes) > 1:
+        raise ImageSizeError(
+            f"All pictures of an observation must have one size, but these differ: {dict(pictures)}. Resize them "
+            "with gymnasium.wrappers.TransformObservation, or leave some out with FilterObservation."
+        )
+    height, width = sizes.pop()
+    return height, width, sum(shape[2] for shape in pictures.values())
+
+
+def _join_pictures(observation: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int, int]]) -> Tensor:
+    parts = [observation[key] for key in shapes]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def _precision(x: Tensor, config: CoderConfig) -> torch.autocast:
+    return torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16)
