@@ -8,6 +8,7 @@ in the batch do, and however many there are.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,19 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64, the increment of SplitMix64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+class Noise(Protocol):
+    """Where a world's random numbers come from. The leading dimension is the batch."""
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, float32."""
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), float32."""
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel numbers, float32."""
 
 
 class TorchNoise:

@@ -19,11 +19,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+
+from wmgym.random import Noise
 
 State = Any
 """A world's own NamedTuple of tensors, batch first. Everyone else only indexes, stacks and masks it."""
@@ -31,19 +33,6 @@ State = Any
 StateT = TypeVar("StateT")
 Observation = dict[str, Tensor]
 """Observations by key (see `wmgym.spaces.as_dict`): pictures uint8 (..., H, W, C), vectors float32 (..., N)."""
-
-
-class Noise(Protocol):
-    """Where a world's random numbers come from. Leading dimensions are the batch; see `wmgym.random`."""
-
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, float32."""
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1), float32."""
-
-    def gumbel(self, *shape: int) -> Tensor:
-        """Standard Gumbel numbers, float32."""
 
 
 class Outcome(NamedTuple):

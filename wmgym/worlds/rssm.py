@@ -1,0 +1,372 @@
+"""The recurrent state-space model: PlaNet's, and DreamerV1's to V3's by configuration.
+
+    h_t = f(h_{t-1}, s_{t-1}, a_t)        deterministic path, `deter`
+    s_t ~ q(s_t | h_t, e(o_t))            posterior, `stoch`
+    s_t ~ p(s_t | h_t)                    prior
+    o_t, r_t, c_t ~ p(. | h_t, s_t)       decoder and heads over `features` = [h_t, s_t]
+
+Sources: Hafner et al. 2019 (PlaNet), 2020 (DreamerV1), 2021 (DreamerV2), 2023 (DreamerV3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from wmgym.nets.cells import BlockCore, DenseCore
+from wmgym.nets.coders import CoderConfig, Decoder, Encoder
+from wmgym.nets.distributions import Categoricals, Gaussian, Latent, TwoHot, free_nats
+from wmgym.nets.mlp import MLP, Activation, Init, Norm, activation, linear, normalisation
+from wmgym.random import Noise
+from wmgym.spaces import action_size, as_dict_space, is_image
+from wmgym.worlds.base import Observation, Outcome, SequenceBatch, World, WorldLoss, stack_states
+
+
+class RSSMState(NamedTuple):
+    """State of an `RSSM`: `deter` `(B, D)` and the flattened draw `stoch` `(B, S)`."""
+
+    deter: Tensor
+    stoch: Tensor
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """A network that reads the features and predicts one number a step."""
+
+    layers: int = 2
+    units: int = 200
+    likelihood: Literal["normal", "mse", "twohot"] = "mse"
+    """`normal`: half the squared error; `mse`: the squared error; `twohot`: cross-entropy over 255 bins."""
+    out_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class RSSMConfig:
+    """Everything that fixes an RSSM's shape and objective. The defaults are the flagship `Dreamer`'s."""
+
+    latent: Literal["gaussian", "categorical"] = "gaussian"
+    stoch: int = 30
+    classes: int = 32
+    min_std: float = 0.1
+    unimix: float = 0.0
+    cell: Literal["gru", "layernorm", "block"] = "gru"
+    deter: int = 200
+    hidden: int = 200
+    blocks: int = 8
+    prior_layers: int = 1
+    posterior_layers: int = 1
+    act: Activation = "silu"
+    norm: Norm = "layer"
+    init: Init = "torch"
+    encoder: CoderConfig = field(default_factory=CoderConfig)
+    decoder: CoderConfig = field(default_factory=CoderConfig)
+    reward: HeadConfig = field(default_factory=HeadConfig)
+    continues: HeadConfig | None = field(default_factory=lambda: HeadConfig(layers=1))
+    """None: the world never ends (DreamerV1 and V2 on continuous control)."""
+    observed_keys: tuple[str, ...] | None = None
+    """Keys that the encoder sees; None: all. The decoder always draws all of them."""
+    picture_share: float = 1.0
+    """Share of the frames that are decoded in each loss; the rest cost nothing."""
+    picture_gradient: bool = True
+    """Whether the picture decoder's gradient shapes the state. Turn off to only look at a state-trained world."""
+    ensemble: int = 0
+    """Number of one-step predictors whose disagreement estimates the world's own ignorance; 0: none."""
+    kl_balance: float | None = 0.8
+    """Share of the KL that trains the prior (DreamerV2); None: one undivided KL (PlaNet, DreamerV1)."""
+    kl_scale: float = 1.0
+    free_nats: float = 1.0
+    free_per_step: bool = False
+    dyn_scale: float | None = None
+    """DreamerV3 weighs the two sides of the KL by `dyn_scale` and `rep_scale`, instead of balance and scale."""
+    rep_scale: float | None = None
+    vector_scale: float = 1.0
+    picture_scale: float = 1.0
+    reward_scale: float = 1.0
+    continue_scale: float = 1.0
+    continue_target: float = 1.0
+    """What the continue head predicts for a step that does not end (DreamerV3: `1 - 1/333`)."""
+
+    def kl_weights(self) -> tuple[float, float]:
+        """Weights of the KL's two sides, (prior's, posterior's)."""
+        if self.dyn_scale is not None and self.rep_scale is not None:
+            return self.dyn_scale, self.rep_scale
+        balance = 1.0 if self.kl_balance is None else self.kl_balance
+        return self.kl_scale * balance, self.kl_scale * (1 - balance)
+
+
+class Posterior(nn.Module):
+    """`q(s | h, e)`: hidden layers and statistics; the embedding's share is computed for all steps at once."""
+
+    def __init__(self, config: RSSMConfig, embedding: int, stats: int) -> None:
+        super().__init__()
+        self.deter = config.deter
+        self.first = linear(config.deter + embedding, config.hidden, config.init)
+        self.norm = normalisation(config.norm, config.hidden)
+        self.act = activation(config.act)
+        self.rest = MLP(
+            config.hidden,
+            stats,
+            config.posterior_layers - 1,
+            config.hidden,
+            config.act,
+            config.norm,
+            config.init,
+        )
+
+    def project(self, embedding: Tensor) -> Tensor:
+        """The embedding's share of the first layer, `(..., E)` to `(..., hidden)`."""
+        return F.linear(embedding, self.first.weight[:, self.deter :], self.first.bias)
+
+    def forward(self, deter: Tensor, projected: Tensor) -> Tensor:
+        """Statistics `(B, stats)`."""
+        hidden = projected + F.linear(deter, self.first.weight[:, : self.deter])
+        return self.rest(self.act(self.norm(hidden)))
+
+
+class RSSM(World):
+    """A recurrent state-space model over any observation of vectors and pictures.
+
+    Args:
+        observation_space: `Box` or `Dict` of boxes, pictures as uint8 HWC.
+        action_space: `Box` or `Discrete`.
+        config: shape and objective.
+
+    Example:
+        >>> import numpy as np
+        >>> world = RSSM(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2))
+        >>> state = world.initial(4)
+        >>> from wmgym.random import ModeNoise
+        >>> world.imagine(state, torch.zeros(4, 2), ModeNoise()).reward.shape
+        torch.Size([4])
+    """
+
+    observation_space: spaces.Dict | spaces.Box
+    action_space: spaces.Box | spaces.Discrete
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict | spaces.Box,
+        action_space: spaces.Box | spaces.Discrete,
+        config: RSSMConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.observation_space, self.action_space = observation_space, action_space
+        self.config = config = config or RSSMConfig()
+        self.boxes = as_dict_space(observation_space)
+        self.stoch_size = config.stoch * (config.classes if config.latent == "categorical" else 1)
+        self.feature_size = config.deter + self.stoch_size
+        stats = self.stoch_size if config.latent == "categorical" else 2 * config.stoch
+
+        self.encoder = Encoder(self._observed_boxes(), config.encoder)
+        self.core = self._build_core(action_size(action_space))
+        shape = (config.act, config.norm, config.init)
+        self.prior = MLP(config.deter, stats, config.prior_layers, config.hidden, *shape)
+        self.posterior = Posterior(config, self.encoder.out_size, stats)
+        self.decoder = Decoder(self.feature_size, self.boxes, config.decoder, config.deter)
+        self.two_hot = TwoHot()
+        self.reward_head = self._build_head(config.reward)
+        self.continue_head = self._build_head(config.continues) if config.continues else None
+        self.ensemble = nn.ModuleList(
+            MLP(self.feature_size + action_size(action_space), self.stoch_size, 2, config.hidden, *shape)
+            for _ in range(config.ensemble)
+        )
+
+    def _observed_boxes(self) -> dict[str, spaces.Box]:
+        keys = self.config.observed_keys
+        if keys is None:
+            return self.boxes
+        unknown = [key for key in keys if key not in self.boxes]
+        if unknown or not keys:
+            raise ValueError(f"observed_keys={keys} must name some of the observations {list(self.boxes)}.")
+        return {key: self.boxes[key] for key in keys}
+
+    def _build_core(self, action: int) -> DenseCore | BlockCore:
+        c = self.config
+        if c.cell == "block":
+            return BlockCore(self.stoch_size, action, c.deter, c.hidden, c.blocks, c.act, c.norm, c.init)
+        return DenseCore(self.stoch_size, action, c.deter, c.hidden, c.cell == "layernorm", c.act, c.norm)
+
+    def _build_head(self, head: HeadConfig) -> MLP:
+        c = self.config
+        out = len(self.two_hot.bins) if head.likelihood == "twohot" else 1
+        return MLP(self.feature_size, out, head.layers, head.units, c.act, c.norm, c.init, head.out_scale)
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    def initial(self, batch_size: int) -> RSSMState:
+        """Zeros, `(batch_size, ...)`."""
+        zeros = torch.zeros(batch_size, self.feature_size, device=self.device)
+        return RSSMState(*zeros.split([self.config.deter, self.stoch_size], -1))
+
+    def observe(
+        self, state: RSSMState, action: Tensor, observation: Observation, is_first: Tensor, noise: Noise
+    ) -> RSSMState:
+        """See `World.observe`."""
+        embedding = self.posterior.project(self.encoder(self._observed(observation)))
+        keep = 1.0 - is_first.to(action.dtype)[:, None]  # (B, 1)
+        return self._posterior_step(state, self.core.project(action * keep), embedding, keep, noise)
+
+    def transition(self, state: RSSMState, action: Tensor, noise: Noise, temperature: float = 1.0) -> RSSMState:
+        """See `World.transition`; temperature scales the Gaussian's deviation or divides the logits."""
+        deter = self.core(state.deter, state.stoch, self.core.project(action))
+        return RSSMState(deter, self._latent(self.prior(deter)).sample(noise, temperature))
+
+    def outcome(self, previous: RSSMState, action: Tensor, state: RSSMState) -> Outcome:
+        """See `World.outcome`; an RSSM reads both from the state reached."""
+        features = self.features(state)
+        return Outcome(self._reward(features), self._continues(features))
+
+    def features(self, state: RSSMState) -> Tensor:
+        """`[deter, stoch]`, `(..., feature_size)`."""
+        return torch.cat([state.deter, state.stoch], -1)
+
+    def decode(self, features: Tensor) -> Observation:
+        """See `World.decode`."""
+        return self.decoder.observation(features)
+
+    def disagreement(self, state: RSSMState, action: Tensor) -> Tensor:
+        """Deviation of the ensemble's predictions of the next `stoch`, averaged over its dimensions, `(B,)`.
+
+        Raises:
+            ValueError: if the world has no ensemble.
+        """
+        if not self.ensemble:
+            raise ValueError("This world has no ensemble: build it with RSSMConfig(ensemble=5) or more.")
+        inputs = torch.cat([self.features(state), action], -1)
+        return torch.stack([head(inputs) for head in self.ensemble]).std(0).mean(-1)
+
+    def _latent(self, stats: Tensor) -> Latent:
+        c = self.config
+        if c.latent == "categorical":
+            return Categoricals.from_stats(stats, c.classes, c.unimix)
+        return Gaussian.from_stats(stats, c.min_std)
+
+    def _posterior_step(
+        self, state: RSSMState, action: Tensor, embedding: Tensor, keep: Tensor, noise: Noise
+    ) -> RSSMState:
+        deter = self.core(state.deter * keep, state.stoch * keep, action)
+        return RSSMState(deter, self._latent(self.posterior(deter, embedding)).sample(noise))
+
+    def _reward(self, features: Tensor) -> Tensor:
+        out = self.reward_head(features)
+        return self.two_hot.mean(out) if self.config.reward.likelihood == "twohot" else out.squeeze(-1)
+
+    def _continues(self, features: Tensor) -> Tensor:
+        if self.continue_head is None:
+            return torch.ones(features.shape[:-1], device=features.device)
+        probability = torch.sigmoid(self.continue_head(features).squeeze(-1))
+        return (probability / self.config.continue_target).clamp(max=1.0)
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def loss(self, batch: SequenceBatch, noise: Noise) -> WorldLoss:
+        """The variational objective on `(T, B)` sequences, each starting from the initial state."""
+        states, posterior = self._filter(batch, noise)
+        features = self.features(states)
+        prior = self._latent(self.prior(states.deter))
+        parts = {
+            **self._reconstruction_losses(features, batch, noise),
+            **self._head_losses(features, batch),
+            **self._kl_losses(posterior, prior),
+            **self._ensemble_loss(features, batch, posterior),
+        }
+        total = torch.stack([part.mean() for part in parts.values()]).sum()
+        means = {f"{name}_loss": part.mean().detach() for name, part in parts.items()}
+        with torch.no_grad():
+            metrics = {
+                "kl": posterior.kl(prior).mean(),
+                "prior_entropy": prior.entropy().mean(),
+                "posterior_entropy": posterior.entropy().mean(),
+            }
+        return WorldLoss(total, means, states, metrics)
+
+    def _filter(self, batch: SequenceBatch, noise: Noise) -> tuple[RSSMState, Latent]:
+        """Posterior states `(T, B, ...)` and their distributions; only the recurrence runs in the loop."""
+        length, size = batch.shape
+        embedding = self.posterior.project(self.encoder(self._observed(batch.observation)))
+        keep = 1.0 - batch.is_first.to(batch.action.dtype)[..., None]  # (T, B, 1)
+        action = self.core.project(batch.action * keep)
+        state = self.initial(size)
+        states, stats = [], []
+        for t in range(length):
+            deter = self.core(state.deter * keep[t], state.stoch * keep[t], action[t])
+            stats.append(self.posterior(deter, embedding[t]))
+            state = RSSMState(deter, self._latent(stats[-1]).sample(noise))
+            states.append(state)
+        return stack_states(states), self._latent(torch.stack(stats))
+
+    def _observed(self, observation: Observation) -> Observation:
+        keys = self.config.observed_keys
+        return observation if keys is None else {key: observation[key] for key in keys}
+
+    def _reconstruction_losses(self, features: Tensor, batch: SequenceBatch, noise: Noise) -> dict[str, Tensor]:
+        pictures = {key for key, box in self.boxes.items() if is_image(box)}
+        vectors = set(self.boxes) - pictures
+        losses = {
+            key: loss * self.config.vector_scale
+            for key, loss in self._decode_loss(features, batch.observation, vectors).items()
+        }
+        if pictures:
+            rows, observation = self._picture_rows(features, batch.observation, noise)
+            rows = rows if self.config.picture_gradient else rows.detach()
+            for key, loss in self._decode_loss(rows, observation, pictures).items():
+                losses[key] = loss * self.config.picture_scale
+        return losses
+
+    def _decode_loss(self, features: Tensor, observation: Observation, keys: set[str]) -> dict[str, Tensor]:
+        if not keys:
+            return {}
+        return self.decoder.loss(features, {key: observation[key] for key in sorted(keys)})
+
+    def _picture_rows(
+        self, features: Tensor, observation: Observation, noise: Noise
+    ) -> tuple[Tensor, Observation]:
+        """A random share of the `(T, B)` frames, as `(K, ...)`."""
+        if self.config.picture_share >= 1.0:
+            return features, observation
+        count = features.shape[0] * features.shape[1]
+        kept = noise.uniform(count).topk(max(1, round(count * self.config.picture_share))).indices
+        flat = {key: value.flatten(0, 1)[kept] for key, value in observation.items()}
+        return features.flatten(0, 1)[kept], flat
+
+    def _head_losses(self, features: Tensor, batch: SequenceBatch) -> dict[str, Tensor]:
+        c = self.config
+        out = self.reward_head(features)
+        if c.reward.likelihood == "twohot":
+            reward = self.two_hot.loss(out, batch.reward)
+        else:
+            reward = (out.squeeze(-1) - batch.reward).square() * (0.5 if c.reward.likelihood == "normal" else 1.0)
+        losses = {"reward": reward * c.reward_scale}
+        if self.continue_head is not None:
+            target = (~batch.is_terminal).to(features.dtype) * c.continue_target
+            logits = self.continue_head(features).squeeze(-1)
+            loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            losses["continue"] = loss * c.continue_scale
+        return losses
+
+    def _kl_losses(self, posterior: Latent, prior: Latent) -> dict[str, Tensor]:
+        c = self.config
+        dyn, rep = c.kl_weights()
+        if c.kl_balance is None and c.dyn_scale is None:
+            return {"kl": c.kl_scale * free_nats(posterior.kl(prior), c.free_nats, c.free_per_step)}  # type: ignore[arg-type]
+        train_prior = posterior.detach().kl(prior)  # type: ignore[arg-type]
+        train_posterior = posterior.kl(prior.detach())  # type: ignore[arg-type]
+        return {
+            "dyn": dyn * free_nats(train_prior, c.free_nats, c.free_per_step),
+            "rep": rep * free_nats(train_posterior, c.free_nats, c.free_per_step),
+        }
+
+    def _ensemble_loss(self, features: Tensor, batch: SequenceBatch, posterior: Latent) -> dict[str, Tensor]:
+        """Each head predicts the next posterior's mean from features and action; it never shapes the state."""
+        if not self.ensemble:
+            return {}
+        inputs = torch.cat([features[:-1].detach(), batch.action[1:]], -1)
+        target = posterior.mean if isinstance(posterior, Gaussian) else posterior.log_probs.exp().flatten(-2)
+        valid = (~batch.is_first[1:]).to(features.dtype)
+        errors = [(head(inputs) - target[1:].detach()).square().mean(-1) * valid for head in self.ensemble]
+        return {"ensemble": torch.stack(errors).sum(0)}
