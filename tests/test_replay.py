@@ -1,0 +1,262 @@
+"""Replay: what was added is what is sampled, in order, with its borders, whatever the storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from wmgym.replay import SequenceReplay
+from wmgym.worlds.base import SequenceBatch
+
+torch.set_num_threads(1)
+
+BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+ACTION = spaces.Box(-1, 1, (1,))
+PICTURE = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8), "speed": spaces.Box(-1, 1, ())})
+
+
+def make(capacity: int = 100, n_envs: int = 1, **kwargs: Any) -> SequenceReplay:
+    return SequenceReplay(capacity, BOX, ACTION, n_envs, **kwargs)
+
+
+def fill(replay: SequenceReplay, steps: range, episode: int = 7, terminal: bool = True) -> None:
+    """Add steps that carry their number and their environment; an episode ends every `episode` steps."""
+    envs = np.arange(replay.n_envs)
+    for step in steps:
+        replay.add(
+            observation=np.stack([np.full(replay.n_envs, step), envs], 1),
+            action=np.full((replay.n_envs, 1), step % 5 / 10),
+            reward=np.full(replay.n_envs, step),
+            is_first=np.full(replay.n_envs, step % episode == 0),
+            is_terminal=np.full(replay.n_envs, terminal and step % episode == episode - 1),
+        )
+
+
+def numbers(batch: SequenceBatch) -> np.ndarray:
+    return batch.observation["observation"][..., 0].numpy().astype(int)  # (T, B)
+
+
+def assert_equal_batches(one: SequenceBatch, two: SequenceBatch) -> None:
+    assert one.observation.keys() == two.observation.keys()
+    for key, value in one.observation.items():
+        assert torch.equal(value, two.observation[key])
+    for name in ("action", "reward", "is_first", "is_terminal"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+def test_sequences_run_across_episode_borders_and_mark_them() -> None:
+    replay = make()
+    fill(replay, range(40))
+    batch = replay.sample(64, 20)
+    steps = numbers(batch)
+    assert batch.shape == (20, 64)
+    assert (np.diff(steps, axis=0) == 1).all()
+    assert np.array_equal(batch.is_first.numpy(), steps % 7 == 0)
+    assert np.array_equal(batch.is_terminal.numpy(), steps % 7 == 6)
+    assert np.array_equal(batch.reward.numpy(), steps)
+    np.testing.assert_allclose(batch.action[..., 0].numpy(), steps % 5 / 10, rtol=1e-6)
+    assert batch.action.shape == (20, 64, 1)
+    assert (steps[0] % 7 != 0).any(), "sequences must also start inside episodes"
+
+
+def test_types_are_those_of_a_sequence_batch() -> None:
+    replay = SequenceReplay(10, PICTURE, spaces.Discrete(3), n_envs=2)
+    picture = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    for _ in range(4):
+        replay.add({"image": picture, "speed": [0.5, -0.5]}, np.eye(3)[:2], [0, 1], [True, True], [False, False])
+    batch = replay.sample(3, 2)
+    assert batch.observation["image"].dtype == torch.uint8
+    assert batch.observation["image"].shape == (2, 3, 64, 64, 3)
+    assert batch.observation["speed"].dtype == batch.action.dtype == batch.reward.dtype == torch.float32
+    assert batch.observation["speed"].shape == (2, 3)
+    assert batch.is_first.dtype == batch.is_terminal.dtype == torch.bool
+    env = int(batch.reward[0, 0])
+    assert np.array_equal(batch.observation["image"][0, 0].numpy(), picture[env])
+
+
+def test_samples_are_copies() -> None:
+    replay = make()
+    fill(replay, range(10))
+    replay.sample(4, 10).reward.fill_(-1)
+    assert (replay.sample(4, 10).reward >= 0).all()
+
+
+@pytest.mark.parametrize("added", [20, 33, 47, 60])
+def test_full_ring_keeps_the_newest_and_never_crosses_the_write_head(added: int) -> None:
+    replay = make(capacity=20)
+    fill(replay, range(added))
+    steps = numbers(replay.sample(400, 6))
+    assert len(replay) == 20
+    assert (np.diff(steps, axis=0) == 1).all()
+    assert set(steps.ravel()) == set(range(added - 20, added))
+
+
+def test_sampling_is_uniform_over_every_start_of_every_stream() -> None:
+    replay = make(capacity=60, n_envs=3)
+    fill(replay, range(27))  # 20 steps a stream are held, 16 starts for length 5
+    batch = replay.sample(48_000, 5)
+    starts = numbers(batch)[0] - 7
+    envs = batch.observation["observation"][0, :, 1].numpy().astype(int)
+    counts = np.bincount(starts * 3 + envs, minlength=48)
+    chi_squared = ((counts - 1000) ** 2 / 1000).sum()
+    assert len(counts) == 48
+    assert chi_squared < 47 + 5 * np.sqrt(2 * 47)
+
+
+def test_streams_do_not_mix() -> None:
+    replay = make(n_envs=4)
+    fill(replay, range(25))
+    envs = replay.sample(200, 10).observation["observation"][..., 1]
+    assert (envs == envs[0]).all()
+    assert set(envs[0].tolist()) == {0, 1, 2, 3}
+
+
+def test_online_queue_serves_every_new_chunk_once_and_first() -> None:
+    replay = make(capacity=1000, n_envs=2)
+    fill(replay, range(23))
+    served = numbers(replay.sample(3, 5, newest_first=True))
+    assert served[0].tolist() == [0, 0, 5]  # two streams, in order of time
+    served = numbers(replay.sample(6, 5, newest_first=True))
+    assert served[0, :5].tolist() == [5, 10, 10, 15, 15]  # then nothing new is left: the sixth is uniform
+    fill(replay, range(23, 25))
+    batch = replay.sample(4, 5, newest_first=True)
+    assert numbers(batch)[:, :2].T.tolist() == [[20, 21, 22, 23, 24]] * 2
+    assert batch.observation["observation"][0, :2, 1].tolist() == [0, 1]
+    before = replay.get_state()["served"]
+    replay.sample(4, 5)
+    assert replay.get_state()["served"] == before == [25, 25]
+
+
+def test_online_queue_skips_what_was_overwritten() -> None:
+    replay = make(capacity=20)
+    fill(replay, range(50))
+    served = numbers(replay.sample(2, 8, newest_first=True))
+    assert served[0].tolist() == [30, 38]
+
+
+def test_short_episodes_are_kept() -> None:
+    replay = make()
+    fill(replay, range(30), episode=2)
+    batch = replay.sample(16, 12)
+    assert (batch.is_first.sum(0) == 6).all()
+    assert [len(episode) for episode in replay.episodes()] == [2] * 15
+
+
+def test_too_few_steps_say_how_many_are_there() -> None:
+    replay = make(capacity=40, n_envs=2)
+    fill(replay, range(5))
+    assert replay.can_sample(5) and not replay.can_sample(6)
+    with pytest.raises(ValueError, match="holds 5 steps, a sequence needs 6"):
+        replay.sample(1, 6)
+    with pytest.raises(ValueError, match=r"never fit.*20 steps"):
+        replay.sample(1, 21)
+    with pytest.raises(ValueError, match="length must be 1 or more"):
+        replay.sample(1, 0)
+
+
+def test_episodes_are_complete_and_in_order() -> None:
+    replay = make(capacity=50, n_envs=2)
+    fill(replay, range(39))  # 14..38 are held: a tail, 21-27, 28-34, and 35-38 unfinished
+    episodes = list(replay.episodes())
+    assert [(episode.env, episode.reward[0], len(episode)) for episode in episodes] == [
+        (env, first, 7) for env in (0, 1) for first in (14, 21, 28)
+    ]
+    for episode in episodes:
+        assert episode.is_first.tolist() == [True] + [False] * 6
+        assert episode.is_terminal.tolist() == [False] * 6 + [True]
+        assert (episode.observation["observation"][:, 1] == episode.env).all()
+    assert [episode.env for episode in replay.episodes(env=1)] == [1, 1, 1]
+    fill(replay, range(39, 42))
+    assert [episode.reward[0] for episode in replay.episodes(env=0)] == [21, 28, 35]
+
+
+def test_a_truncated_episode_is_complete_once_the_next_begins() -> None:
+    replay = make()
+    fill(replay, range(14), terminal=False)
+    assert [episode.reward[0] for episode in replay.episodes()] == [0]
+    fill(replay, range(14, 15), terminal=False)
+    assert [episode.reward[0] for episode in replay.episodes()] == [0, 7]
+
+
+def test_adding_while_reading_episodes_is_refused() -> None:
+    replay = make()
+    fill(replay, range(21))
+    episodes = replay.episodes()
+    next(episodes)
+    fill(replay, range(21, 22))
+    with pytest.raises(RuntimeError, match="changed"):
+        next(episodes)
+
+
+@pytest.mark.parametrize("env", [None, 1])
+def test_a_cut_makes_the_next_step_a_first_one(env: int | None) -> None:
+    replay = make(n_envs=3)
+    fill(replay, range(1, 4), episode=100)
+    replay.mark_cut(env)
+    fill(replay, range(4, 6), episode=100)
+    batch = replay.sample(100, 5)
+    cut = (batch.observation["observation"][3, :, 1] == env) if env is not None else torch.ones(100, dtype=torch.bool)
+    assert torch.equal(batch.is_first[3], cut)
+    assert torch.equal(batch.reward[3] == 0, cut)
+    assert torch.equal(batch.action[3, :, 0] == 0, cut)
+    assert not batch.is_first[4].any()
+
+
+BAD = {
+    "nan observation": ({"observation": [[0, 0], [0, np.nan]]}, "'observation/observation' of environment 1"),
+    "infinite observation": ({"observation": [[0, -np.inf], [0, 0]]}, "'observation/observation' of environment 0"),
+    "nan action": ({"action": [[0], [np.nan]]}, "'action' of environment 1"),
+    "infinite reward": ({"reward": [np.inf, 0]}, "'reward' of environment 0"),
+    "wrong shape": ({"observation": [[0, 0]]}, r"\(1, 2\), expected \(2, 2\)"),
+    "no batch of actions": ({"action": [0, 0]}, r"'action' has shape \(2,\), expected \(2, 1\)"),
+    "unknown key": ({"observation": {"camera": [[0, 0], [0, 0]]}}, "observation/camera"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_steps_are_named_and_not_stored(case: str) -> None:
+    change, message = BAD[case]
+    replay = make(n_envs=2)
+    step: dict[str, Any] = {
+        "observation": np.zeros((2, 2)), "action": np.zeros((2, 1)), "reward": np.zeros(2),
+        "is_first": np.zeros(2, bool), "is_terminal": np.zeros(2, bool),
+    }  # fmt: skip
+    replay.add(**step)
+    with pytest.raises(ValueError, match=message):
+        replay.add(**{**step, **change})
+    assert len(replay) == 2
+    assert not replay.sample(4, 1).observation["observation"].isnan().any()
+
+
+def test_pictures_must_be_uint8() -> None:
+    replay = SequenceReplay(10, PICTURE, ACTION)
+    with pytest.raises(ValueError, match=r"uint8.*float64"):
+        replay.add({"image": np.zeros((1, 64, 64, 3)), "speed": [0.0]}, [[0.0]], [0.0], [True], [False])
+
+
+def test_a_million_picture_steps_fit_in_12_5_gb() -> None:
+    replay = SequenceReplay(1_000_000, PICTURE, spaces.Box(-1, 1, (6,)))  # pages are taken as steps arrive
+    step = {"image": np.zeros((1, 64, 64, 3), np.uint8), "speed": [0.0]}
+    replay.add(step, np.zeros((1, 6)), [0.0], [True], [False])
+    assert replay.nbytes == replay.step_bytes == 64 * 64 * 3 + 4 + 6 * 4 + 4 + 1 + 1
+    assert replay.step_bytes * replay.capacity < 12.5e9
+
+
+def test_capacity_counts_all_environments() -> None:
+    replay = make(capacity=10, n_envs=3)
+    fill(replay, range(30))
+    assert len(replay) == replay.capacity == 9
+    with pytest.raises(ValueError, match="no room for 3 environments"):
+        make(capacity=2, n_envs=3)
+
+
+def test_same_seed_same_samples() -> None:
+    one, two, other = make(seed=4), make(seed=4), make(seed=5)
+    for replay in (one, two, other):
+        fill(replay, range(50))
+    assert_equal_batches(one.sample(8, 5), two.sample(8, 5))
+    assert numbers(one.sample(8, 5)).tolist() != numbers(other.sample(8, 5)).tolist()

@@ -1,0 +1,196 @@
+"""Replay on disk: memory maps, files and resumed runs hold and sample what the replay in RAM does."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from wmgym.checkpoint import CheckpointError
+from wmgym.replay import SequenceReplay
+from wmgym.worlds.base import SequenceBatch
+
+torch.set_num_threads(1)
+
+BOX = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+ACTION = spaces.Box(-1, 1, (1,))
+PICTURE = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8), "speed": spaces.Box(-1, 1, ())})
+
+
+def make(capacity: int = 100, n_envs: int = 1, **kwargs: Any) -> SequenceReplay:
+    return SequenceReplay(capacity, BOX, ACTION, n_envs, **kwargs)
+
+
+def fill(replay: SequenceReplay, steps: range, episode: int = 7, terminal: bool = True) -> None:
+    """Add steps that carry their number and their environment; an episode ends every `episode` steps."""
+    envs = np.arange(replay.n_envs)
+    for step in steps:
+        replay.add(
+            observation=np.stack([np.full(replay.n_envs, step), envs], 1),
+            action=np.full((replay.n_envs, 1), step % 5 / 10),
+            reward=np.full(replay.n_envs, step),
+            is_first=np.full(replay.n_envs, step % episode == 0),
+            is_terminal=np.full(replay.n_envs, terminal and step % episode == episode - 1),
+        )
+
+
+def numbers(batch: SequenceBatch) -> np.ndarray:
+    return batch.observation["observation"][..., 0].numpy().astype(int)  # (T, B)
+
+
+def assert_equal_batches(one: SequenceBatch, two: SequenceBatch) -> None:
+    assert one.observation.keys() == two.observation.keys()
+    for key, value in one.observation.items():
+        assert torch.equal(value, two.observation[key])
+    for name in ("action", "reward", "is_first", "is_terminal"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+
+
+def test_memory_map_equals_ram(tmp_path: Path) -> None:
+    ram, mapped = make(capacity=40, n_envs=2, seed=3), make(capacity=40, n_envs=2, seed=3, folder=tmp_path)
+    for replay in (ram, mapped):
+        fill(replay, range(33))
+    for newest_first in (False, True, False):
+        assert_equal_batches(ram.sample(9, 7, newest_first), mapped.sample(9, 7, newest_first))
+    assert sum(file.stat().st_size for file in tmp_path.glob("*.npy")) > 40 * ram.step_bytes
+
+
+def test_reopened_folder_samples_on(tmp_path: Path) -> None:
+    replay = make(capacity=40, n_envs=2, seed=3, folder=tmp_path)
+    fill(replay, range(33))
+    replay.sample(3, 4, newest_first=True)
+    replay.mark_cut(0)
+    replay.flush()
+    reopened = make(capacity=40, n_envs=2, folder=tmp_path)
+    assert len(reopened) == len(replay)
+    for one in (replay, reopened):
+        fill(one, range(33, 34))
+    assert_equal_batches(replay.sample(9, 7, newest_first=True), reopened.sample(9, 7, newest_first=True))
+
+
+@pytest.mark.parametrize("steps", [5, 30])
+def test_reopened_folder_holds_full_records_written_after_the_last_flush(tmp_path: Path, steps: int) -> None:
+    replay = make(capacity=20, folder=tmp_path)
+    fill(replay, range(steps))  # no flush, as after a crash of the program
+    replay._storage._steps[steps % 20] = 0  # which was writing a row
+    del replay
+    reopened = make(capacity=20, folder=tmp_path)
+    held = min(steps, 19)
+    assert len(reopened) == held
+    assert set(numbers(reopened.sample(200, 2)).ravel()) == set(range(steps - held, steps))
+    fill(reopened, range(steps, steps + 3))
+    assert (np.diff(numbers(reopened.sample(200, 4)), axis=0) == 1).all()
+
+
+def test_folder_of_another_replay_is_refused(tmp_path: Path) -> None:
+    make(capacity=20, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"capacity 20 and 1 env.*capacity 30 and 1 env"):
+        make(capacity=30, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"observation: float32\[2\].*image: uint8\[64, 64, 3\]"):
+        SequenceReplay(20, PICTURE, ACTION, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"Box\(1\).*Discrete\(1\)"):
+        SequenceReplay(20, BOX, spaces.Discrete(1), folder=tmp_path)
+    next(tmp_path.glob("reward.npy")).unlink()
+    with pytest.raises(CheckpointError, match=r"reward\.npy.*missing"):
+        make(capacity=20, folder=tmp_path)
+
+
+def test_a_disk_with_too_little_room_is_found_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="GB, but its disk has"):
+        SequenceReplay(10**12, PICTURE, ACTION, folder=tmp_path)
+
+
+@pytest.mark.parametrize("to_folder", [False, True])
+@pytest.mark.parametrize("added", [11, 53])
+def test_save_and_load_are_equal_with_random_state(tmp_path: Path, added: int, to_folder: bool) -> None:
+    replay = make(capacity=40, n_envs=2, seed=5)
+    fill(replay, range(added))
+    replay.sample(3, 4, newest_first=True)
+    path = replay.save(tmp_path / "replay")
+    assert path == tmp_path / "replay.zip"
+    loaded = SequenceReplay.load(tmp_path / "replay", folder=tmp_path / "maps" if to_folder else None)
+    assert loaded.observation_space == BOX and loaded.action_space == ACTION
+    for newest_first in (False, True):
+        assert_equal_batches(replay.sample(9, 7, newest_first), loaded.sample(9, 7, newest_first))
+    for one in (replay, loaded):
+        fill(one, range(added, added + 30))
+    assert_equal_batches(replay.sample(9, 7), loaded.sample(9, 7))
+    assert [path.name for path in tmp_path.glob("*replay*")] == ["replay.zip"]
+
+
+def test_empty_replay_saves_and_loads(tmp_path: Path) -> None:
+    assert len(SequenceReplay.load(make().save(tmp_path / "empty.zip"))) == 0
+
+
+def test_pictures_survive_saving(tmp_path: Path) -> None:
+    replay = SequenceReplay(6, PICTURE, ACTION, seed=1)
+    rng = np.random.default_rng(0)
+    for _ in range(9):
+        image = rng.integers(0, 256, (1, 64, 64, 3), np.uint8)
+        replay.add({"image": image, "speed": rng.random(1)}, [[0.0]], [0.0], [True], [False])
+    loaded = SequenceReplay.load(replay.save(tmp_path / "r"), PICTURE, ACTION)
+    assert_equal_batches(replay.sample(5, 6), loaded.sample(5, 6))
+
+
+def test_wrong_spaces_are_named(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "r")
+    with pytest.raises(CheckpointError, match=r"observation: float32\[2\].*image: uint8"):
+        SequenceReplay.load(path, PICTURE)
+    with pytest.raises(CheckpointError, match=r"Box\(1\).*Box\(2\)"):
+        SequenceReplay.load(path, BOX, spaces.Box(-1, 1, (2,)))
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    replay = make()
+    fill(replay, range(60))
+    path = replay.save(tmp_path / "r")
+    whole = path.read_bytes()
+    for offset in np.random.default_rng(0).integers(0, len(whole), 200):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            loaded = SequenceReplay.load(path)
+        except CheckpointError as error:
+            assert str(path) in str(error) or "description of a space" in str(error)
+        else:
+            assert np.array_equal(loaded._storage.arrays["reward"], replay._storage.arrays["reward"])
+    for content in (whole[:-10], whole[: len(whole) // 2], b"", b"no zip"):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"r\.zip"):
+            SequenceReplay.load(path)
+    with pytest.raises(CheckpointError, match="missing"):
+        SequenceReplay.load(tmp_path / "missing")
+
+
+def test_files_of_other_kinds_and_newer_versions_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("data", "{}")
+    with pytest.raises(CheckpointError, match=r"other\.zip is no replay"):
+        SequenceReplay.load(tmp_path / "other.zip")
+    with zipfile.ZipFile(tmp_path / "newer.zip", "w") as archive:
+        archive.writestr("index.json", json.dumps({"format": "wmgym-replay", "version": 99}))
+    with pytest.raises(CheckpointError, match=r"format 99.*update wmgym"):
+        SequenceReplay.load(tmp_path / "newer.zip")
+
+
+def test_state_returns_to_where_it_was_taken(tmp_path: Path) -> None:
+    replay = make(seed=2, folder=tmp_path)
+    fill(replay, range(30))
+    state = json.loads(json.dumps(replay.get_state()))
+    expected = replay.sample(6, 5)
+    fill(replay, range(30, 40))
+    replay.sample(6, 5)
+    replay.set_state(state)
+    assert len(replay) == 30
+    assert_equal_batches(replay.sample(6, 5), expected)
+    replay.flush()
+    assert len(make(folder=tmp_path)) == 30
+    with pytest.raises(ValueError, match="after 30 steps"):
+        make().set_state(state)

@@ -1,0 +1,165 @@
+"""Where replay keeps its steps: rings of arrays in RAM or in a folder of memory maps."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+
+from wmgym.checkpoint import CheckpointError
+from wmgym.spaces import action_size, as_dict_space, is_image
+
+INDEX = "index.json"
+OBSERVATION_PREFIX = "observation/"
+FLAGS = ("is_first", "is_terminal")
+_STEP = "step"
+_BLOCK = 16 << 20  # bytes
+
+
+class Field(NamedTuple):
+    """One array of the replay: what a single step of a single environment holds."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def observation_fields(space: spaces.Space) -> dict[str, Field]:
+    """How observations are stored, by key: pictures as uint8, every other number as float32."""
+    boxes = as_dict_space(space)
+    return {key: Field(box.shape, np.dtype(np.uint8 if is_image(box) else np.float32)) for key, box in boxes.items()}
+
+
+def step_fields(observation_space: spaces.Space, action_space: spaces.Space) -> dict[str, Field]:
+    """What one step of one environment holds."""
+    fields = {OBSERVATION_PREFIX + key: field for key, field in observation_fields(observation_space).items()}
+    fields["action"] = Field((action_size(action_space),), np.dtype(np.float32))
+    fields["reward"] = Field((), np.dtype(np.float32))
+    return fields | {name: Field((), np.dtype(bool)) for name in FLAGS}
+
+
+def grouped(values: dict[str, Any]) -> dict[str, Any]:
+    """Values by field as the arguments of a `SequenceBatch`: the observation becomes a dictionary by key."""
+    prefix = OBSERVATION_PREFIX
+    observation = {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+    return {"observation": observation, **{name: values[name] for name in ("action", "reward", *FLAGS)}}
+
+
+class RingStorage:
+    """Ring-shaped arrays `(rows, n_envs, ...)`; step `t` of every stream lies in row `t % rows`.
+
+    Pages are taken from the machine as steps arrive, not when the storage is made. In a folder, `step.npy` holds
+    the number of the step each row was written for, put there after the row is complete. A reopened folder finds
+    by it which rows are whole, also those written after the last flush.
+
+    Args:
+        fields: what a step holds, by name; a name may contain one "/".
+        rows: how many steps each stream keeps.
+        n_envs: number of streams.
+        folder: where the memory maps go; None keeps the steps in RAM.
+
+    Raises:
+        CheckpointError: if the folder's disk has too little room, or what lies in the folder has another shape.
+    """
+
+    def __init__(self, fields: dict[str, Field], rows: int, n_envs: int, folder: Path | None) -> None:
+        self.fields = fields
+        self.rows = rows
+        self.n_envs = n_envs
+        self.folder = folder
+        self._maps: list[np.memmap] = []
+        shapes = {name: ((rows, n_envs, *field.shape), field.dtype) for name, field in fields.items()}
+        shapes[_STEP] = ((rows,), np.dtype(np.int64))
+        if folder is None:
+            arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+        else:
+            arrays = self._open(folder, shapes)
+        self._steps = arrays.pop(_STEP)  # number of the step + 1; 0 where the row is not whole
+        self.arrays = arrays
+        self._flat = {name: array.reshape(rows * n_envs, *array.shape[2:]) for name, array in arrays.items()}
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes that one step of one environment takes."""
+        return sum(int(np.prod(field.shape)) * field.dtype.itemsize for field in self.fields.values())
+
+    def write(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """Put one step of all streams, `(n_envs, ...)` by name, into its row."""
+        row = step % self.rows
+        self._steps[row] = 0
+        for name, value in values.items():
+            self.arrays[name][row] = value
+        self._steps[row] = step + 1
+
+    def mark(self, start: int, stop: int, whole: bool) -> None:
+        """Declare steps `start` to `stop` written, or never written."""
+        steps = np.arange(start, stop)
+        self._steps[steps % self.rows] = steps + 1 if whole else 0
+
+    def gather(self, steps: np.ndarray, envs: np.ndarray) -> dict[str, np.ndarray]:
+        """Copies of the given steps `(T, B)` of the environments `(B,)`: `(T, B, ...)` by name."""
+        index = steps % self.rows * self.n_envs + envs
+        return {name: flat.take(index, axis=0) for name, flat in self._flat.items()}
+
+    def held(self) -> tuple[int, int]:
+        """The unbroken range of steps that ends with the newest whole row: (oldest, newest + 1)."""
+        steps = np.asarray(self._steps)
+        stop = int(steps.max())
+        if stop == 0:
+            return 0, 0
+        expected = np.arange(stop, max(stop - self.rows, 0), -1)
+        broken = np.flatnonzero(steps[(expected - 1) % self.rows] != expected)
+        length = int(broken[0]) if len(broken) else len(expected)
+        return stop - length, stop
+
+    def blocks(self, name: str, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Views of one field's steps `start` to `stop` in order of time, contiguous and of a few megabytes."""
+        array, rows = self.arrays[name], self.rows
+        most = max(1, _BLOCK // max(1, array[0].nbytes))
+        while start < stop:
+            row = start % rows
+            count = min(stop - start, rows - row, most)
+            yield array[row : row + count]
+            start += count
+
+    def flush(self) -> None:
+        """Bring the memory maps to disk; in RAM there is nothing to do."""
+        for array in self._maps:
+            array.flush()
+
+    def _open(self, folder: Path, shapes: dict[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, np.ndarray]:
+        reopened = (folder / INDEX).is_file()
+        if not reopened:
+            _require_room(folder, sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes.values()))
+        for name, (shape, dtype) in shapes.items():
+            path = folder / f"{name.replace('/', '.')}.npy"
+            self._maps.append(_reopen_map(path, shape, dtype) if reopened else _new_map(path, shape, dtype))
+        # The plain view indexes faster than np.memmap, whose every slice is a new Python object with a file.
+        return {name: np.asarray(array) for name, array in zip(shapes, self._maps, strict=True)}
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if needed > free:  # the maps are sparse: a disk that fills up later would end the process with a bus error
+        raise CheckpointError(
+            f"Replay in {folder} needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB left. "
+            "Choose another folder or a smaller capacity."
+        )
+
+
+def _new_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+def _reopen_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} of the replay folder is missing or damaged: {error}.") from error
+    if array.shape != shape or array.dtype != dtype:
+        raise CheckpointError(f"{path} holds {array.dtype} {array.shape}, but the replay needs {dtype} {shape}.")
+    return array
