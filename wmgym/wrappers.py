@@ -1,4 +1,4 @@
-"""Wrappers that give every real environment the same shape: unit actions, repeated actions, flat float32 states."""
+"""Wrappers that give every real environment the same shape: unit actions, repeats, flat states, square pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from wmgym.spaces import SpaceError, action_size
+from wmgym.rendering import Picture, resize
+from wmgym.spaces import SpaceError, action_size, is_image
 
 
 class UnitAction(gym.ActionWrapper, RecordConstructorArgs):
@@ -106,3 +107,54 @@ class FlatState(gym.ObservationWrapper, RecordConstructorArgs):
         if self._keys is None:
             return np.array(spaces.flatten(self._inner, observation), np.float32)
         return np.concatenate([observation[key].reshape(-1) for key in self._keys]).astype(np.float32)
+
+
+class PixelObservation(gym.Wrapper, RecordConstructorArgs):
+    """Pictures instead of the state, or beside it as `Dict(image=..., state=...)`.
+
+    Args:
+        env: an environment with a method `frame(size)` somewhere among its wrappers (`MujocoPictures`,
+            `ScreenPictures`).
+        size: height and width.
+        keep_state: whether the state stays, under the key "state".
+    """
+
+    def __init__(self, env: gym.Env, size: int = 64, keep_state: bool = False) -> None:
+        RecordConstructorArgs.__init__(self, size=size, keep_state=keep_state)
+        gym.Wrapper.__init__(self, env)
+        self._frame = env.get_wrapper_attr("frame")
+        self._size = size
+        self._keep_state = keep_state
+        image = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space = spaces.Dict(image=image, state=env.observation_space) if keep_state else image
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset and look."""
+        state, info = self.env.reset(seed=seed, options=options)
+        return self._see(state), info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step and look."""
+        state, reward, terminated, truncated, info = self.env.step(action)
+        return self._see(state), reward, terminated, truncated, info
+
+    def _see(self, state: Any) -> Picture | dict[str, Any]:
+        image = self._frame(self._size)
+        return {"image": image, "state": state} if self._keep_state else image
+
+
+class ResizedPicture(gym.ObservationWrapper, RecordConstructorArgs):
+    """Picture observations (CarRacing, Atari) as (size, size, C), by area, without OpenCV."""
+
+    def __init__(self, env: gym.Env, size: int = 64) -> None:
+        RecordConstructorArgs.__init__(self, size=size)
+        gym.ObservationWrapper.__init__(self, env)
+        inner = env.observation_space
+        if not is_image(inner) or inner.shape is None or inner.shape[2] not in (1, 3):
+            raise SpaceError(f"ResizedPicture needs uint8 pictures (H, W, 1 or 3), not {inner}.")
+        self._size = size
+        self.observation_space = spaces.Box(0, 255, (size, size, inner.shape[2]), np.uint8)
+
+    def observation(self, observation: Picture) -> Picture:
+        """The picture, resized."""
+        return resize(observation, self._size)
