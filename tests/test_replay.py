@@ -150,7 +150,7 @@ def test_too_few_steps_say_how_many_are_there() -> None:
     replay = make(capacity=40, n_envs=2)
     fill(replay, range(5))
     assert replay.can_sample(5) and not replay.can_sample(6)
-    with pytest.raises(ValueError, match="holds 5 steps, a sequence needs 6"):
+    with pytest.raises(ValueError, match="longest stream holds 5 steps, a sequence needs 6"):
         replay.sample(1, 6)
     with pytest.raises(ValueError, match=r"never fit.*20 steps"):
         replay.sample(1, 21)
@@ -242,7 +242,7 @@ def test_a_million_picture_steps_fit_in_12_5_gb() -> None:
     replay = SequenceReplay(1_000_000, PICTURE, spaces.Box(-1, 1, (6,)))  # pages are taken as steps arrive
     step = {"image": np.zeros((1, 64, 64, 3), np.uint8), "speed": [0.0]}
     replay.add(step, np.zeros((1, 6)), [0.0], [True], [False])
-    assert replay.nbytes == replay.step_bytes == 64 * 64 * 3 + 4 + 6 * 4 + 4 + 1 + 1
+    assert replay.nbytes == replay.step_bytes == 64 * 64 * 3 + 4 + 6 * 4 + 4 + 1 + 1 + 8  # the last: its number
     assert replay.step_bytes * replay.capacity < 12.5e9
 
 
@@ -252,6 +252,37 @@ def test_capacity_counts_all_environments() -> None:
     assert len(replay) == replay.capacity == 9
     with pytest.raises(ValueError, match="no room for 3 environments"):
         make(capacity=2, n_envs=3)
+
+
+def fill_unevenly(replay: SequenceReplay, rounds: int) -> None:
+    """Environment 1 takes two steps a round, the others one; each step carries its number in its own stream."""
+    for step in range(rounds):
+        for envs, number in ([0, 1, 2], [step, 2 * step, step]), ([1], [2 * step + 1]):
+            size, flags = len(envs), np.zeros(len(envs), bool)
+            replay.add(np.stack([number, envs], 1), np.zeros((size, 1)), number, flags, flags, envs=envs)
+
+
+@pytest.mark.parametrize("rounds", [8, 30])
+def test_streams_may_grow_at_different_speeds(rounds: int) -> None:
+    replay = make(capacity=60, n_envs=3)
+    fill_unevenly(replay, rounds)
+    batch = replay.sample(3000, 6)
+    steps, envs = numbers(batch), batch.observation["observation"][0, :, 1].numpy()
+    assert (np.diff(steps, axis=0) == 1).all()
+    for env, added in enumerate((rounds, 2 * rounds, rounds)):
+        assert set(steps[:, envs == env].ravel()) == set(range(max(0, added - 20), added))
+    starts = np.array([min(20, added) - 5 for added in (rounds, 2 * rounds, rounds)])
+    np.testing.assert_allclose((envs == 1).mean(), starts[1] / starts.sum(), atol=0.04)
+
+
+def test_environments_are_named_by_distinct_numbers() -> None:
+    replay = make(n_envs=2)
+    for envs in ([0, 0], [0, 2], [-1, 0]):
+        with pytest.raises(ValueError, match="distinct numbers from 0 to 1"):
+            replay.add(np.zeros((2, 2)), np.zeros((2, 1)), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), envs)
+    with pytest.raises(ValueError, match="'reward' of environment 1"):
+        replay.add(np.zeros((1, 2)), np.zeros((1, 1)), [np.nan], [False], [False], envs=[1])
+    assert len(replay) == 0
 
 
 def test_same_seed_same_samples() -> None:

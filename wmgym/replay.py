@@ -7,7 +7,7 @@ episodes, which `is_first` marks; a world resets its state there. So short episo
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -106,22 +106,23 @@ class SequenceReplay:
         self.capacity = capacity // n_envs * n_envs
         self._fields = step_fields(observation_space, action_space)
         self._rng = np.random.default_rng(seed)
-        self._oldest = 0  # steps are numbered from the first one ever added; all streams stand at the same number
-        self._count = 0
-        self._served = np.zeros(n_envs, np.int64)  # up to which step the online queue has handed out each stream
+        # By stream, whose steps are numbered from the first one ever added: the oldest step held, the next one to
+        # come, and the next one that the online queue has not served.
+        self._oldest, self._count, self._served = np.zeros((3, n_envs), np.int64)
         self._cut = np.zeros(n_envs, bool)
+        self._all_envs = np.arange(n_envs)
         self._folder = None if folder is None else Path(folder)
         index = self._read_index()
         self._storage = RingStorage(self._fields, capacity // n_envs, n_envs, self._folder)
         if index is not None:
-            self._oldest, self._count = self._storage.held()
+            self._oldest, self._count = np.array([self._storage.held(env) for env in range(n_envs)]).T
             self._restore(index["state"])
         elif self._folder is not None:
             write_json(self._folder / INDEX, self._header())
 
     def __len__(self) -> int:
         """Steps stored, all environments together."""
-        return (self._count - self._oldest) * self.n_envs
+        return int((self._count - self._oldest).sum())
 
     @property
     def step_bytes(self) -> int:
@@ -133,30 +134,42 @@ class SequenceReplay:
         """Bytes of the stored steps."""
         return len(self) * self.step_bytes
 
-    def add(self, observation: Any, action: Any, reward: Any, is_first: Any, is_terminal: Any) -> None:
-        """Store one step of every environment.
+    def add(
+        self,
+        observation: Any,
+        action: Any,
+        reward: Any,
+        is_first: Any,
+        is_terminal: Any,
+        envs: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Store one step of K environments.
 
         Args:
-            observation: `(n_envs, ...)`, or a dictionary of these by key.
-            action: `(n_envs, A)` float32, the action that led to `observation`; one-hot for `Discrete`.
-            reward: `(n_envs,)` received on reaching `observation`.
-            is_first: `(n_envs,)` bool.
-            is_terminal: `(n_envs,)` bool.
+            observation: `(K, ...)`, or a dictionary of these by key.
+            action: `(K, A)` float32, the action that led to `observation`; one-hot for `Discrete`.
+            reward: `(K,)` received on reaching `observation`.
+            is_first: `(K,)` bool.
+            is_terminal: `(K,)` bool.
+            envs: `(K,)` the environments that the rows belong to, none twice; None means all in order. Streams
+                may grow at different speeds, for example when an environment resets within a step.
 
         Raises:
             ValueError: for a wrong shape or key, NaN or infinity; nothing is stored then.
         """
+        rows = self._all_envs if envs is None else self._checked_envs(envs)
         values = {OBSERVATION_PREFIX + key: value for key, value in as_dict(observation).items()}
         values |= {"action": action, "reward": reward, "is_first": is_first, "is_terminal": is_terminal}
         if values.keys() != self._fields.keys():
             wanted, got = self._fields.keys() - values.keys(), values.keys() - self._fields.keys()
             raise ValueError(f"The observation lacks {sorted(wanted)} and has unknown {sorted(got)} (keys).")
-        values = {name: self._checked(name, value) for name, value in values.items()}
+        values = {name: self._checked(name, value, rows) for name, value in values.items()}
         if self._cut.any():
-            self._begin_stretch(values)
-        self._oldest = max(self._oldest, self._count + 1 - self._storage.rows)
-        self._storage.write(self._count, values)
-        self._count += 1
+            self._begin_stretch(values, rows)
+        steps = self._count[rows]
+        self._oldest[rows] = np.maximum(self._oldest[rows], steps + 1 - self._storage.rows)
+        self._storage.write(rows, steps, values)
+        self._count[rows] = steps + 1
 
     def mark_cut(self, env_index: int | None = None) -> None:
         """Let the next step begin a new stretch, because it does not follow from the last one stored.
@@ -170,8 +183,8 @@ class SequenceReplay:
         self._cut[slice(None) if env_index is None else env_index] = True
 
     def can_sample(self, length: int) -> bool:
-        """Whether every stream holds a sequence of `length` steps."""
-        return self._count - self._oldest >= length
+        """Whether some stream holds a sequence of `length` steps."""
+        return int((self._count - self._oldest).max()) >= length
 
     def sample(
         self, batch_size: int, length: int, newest_first: bool = False, device: torch.device | str = "cpu"
@@ -190,15 +203,14 @@ class SequenceReplay:
             Tensors `(T, B, ...)`, copies; pictures uint8 HWC.
 
         Raises:
-            ValueError: if the streams hold fewer than `length` steps.
+            ValueError: if no stream holds `length` steps.
         """
         self._require(length)
-        steps, envs = self._new_chunks(batch_size, length) if newest_first else _NOTHING
-        starts = (self._count - self._oldest - length + 1) * self.n_envs
-        drawn = self._rng.integers(0, starts, batch_size - len(steps))
-        steps = np.concatenate([steps, self._oldest + drawn // self.n_envs])
-        envs = np.concatenate([envs, drawn % self.n_envs])
-        arrays = self._storage.gather(steps + np.arange(length)[:, None], envs)
+        envs, steps = self._new_chunks(batch_size, length) if newest_first else _NOTHING
+        if len(steps) < batch_size:
+            drawn_envs, drawn_steps = self._uniform(batch_size - len(steps), length)
+            envs, steps = np.concatenate([envs, drawn_envs]), np.concatenate([steps, drawn_steps])
+        arrays = self._storage.gather(envs, steps + np.arange(length)[:, None])
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         return SequenceBatch(**grouped(tensors))
 
@@ -211,12 +223,12 @@ class SequenceReplay:
         Args:
             env: only this stream; None means all.
         """
-        count = self._count
+        before = self._count.copy()
         for stream in range(self.n_envs) if env is None else (env,):
             for start, stop in self._episode_bounds(stream):
-                if self._count != count:
+                if not np.array_equal(before, self._count):
                     raise RuntimeError("The replay changed while its episodes were read: list them first.")
-                arrays = self._storage.gather(np.arange(start, stop), np.array(stream))
+                arrays = self._storage.gather(np.array(stream), np.arange(start, stop))
                 yield Episode(env=stream, **grouped(arrays))
 
     def flush(self) -> None:
@@ -236,7 +248,7 @@ class SequenceReplay:
         """
         self.flush()
         path = with_suffix(path)
-        write_zip(path, self._header(), self._storage, self._oldest, self._count)
+        write_zip(path, self._header(), self._storage, self._ranges())
         return path
 
     @classmethod
@@ -269,7 +281,7 @@ class SequenceReplay:
         """Counters and random state as JSON data; with the stored steps, all that sampling depends on."""
         return {
             "rng": self._rng.bit_generator.state,
-            "count": self._count,
+            "count": self._count.tolist(),
             "served": self._served.tolist(),
             "cut": self._cut.tolist(),
         }
@@ -280,39 +292,47 @@ class SequenceReplay:
         Raises:
             ValueError: if the state belongs to a replay with more steps, or its steps are no longer held.
         """
-        count = int(state["count"])
-        if not self._oldest <= count <= self._count:
+        count = np.array(state["count"], np.int64)
+        if count.shape != self._count.shape or (count < self._oldest).any() or (count > self._count).any():
             raise ValueError(
-                f"The state belongs to a replay after {count} steps a stream; this one holds steps {self._oldest} "
-                f"to {self._count}."
+                f"The state belongs to a replay after {state['count']} steps by stream; this one holds the steps "
+                f"{self._ranges()}."
             )
-        self._storage.mark(count, self._count, whole=False)
+        for env, (start, stop) in enumerate(zip(count.tolist(), self._count.tolist(), strict=True)):
+            self._storage.mark(env, start, stop, whole=False)
         self._count = count
         self._restore(state)
 
-    def _checked(self, name: str, value: Any) -> np.ndarray:
+    def _checked_envs(self, envs: Sequence[int] | np.ndarray) -> np.ndarray:
+        rows = np.asarray(envs, np.int64)
+        if len(np.unique(rows)) != len(rows) or (len(rows) and not (rows.min() >= 0 and rows.max() < self.n_envs)):
+            raise ValueError(f"envs must be distinct numbers from 0 to {self.n_envs - 1}, not {rows.tolist()}.")
+        return rows
+
+    def _checked(self, name: str, value: Any, rows: np.ndarray) -> np.ndarray:
         field = self._fields[name]
         array = np.asarray(value)
-        if array.shape != (self.n_envs, *field.shape):
-            raise ValueError(f"{name!r} has shape {array.shape}, expected {(self.n_envs, *field.shape)}.")
+        if array.shape != (len(rows), *field.shape):
+            raise ValueError(f"{name!r} has shape {array.shape}, expected {(len(rows), *field.shape)}.")
         if array.dtype == field.dtype and field.dtype != np.float32:
             return array
         if field.dtype == np.uint8:
             raise ValueError(f"{name!r} is a picture and must be uint8, but its dtype is {array.dtype}.")
         array = array.astype(field.dtype, copy=False)
         if not np.isfinite(array).all():
-            env = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise ValueError(f"{name!r} of environment {env} is NaN or infinite: {array[env]}. Nothing was stored.")
+            row = int(np.argwhere(~np.isfinite(array))[0][0])
+            raise ValueError(
+                f"{name!r} of environment {rows[row]} is NaN or infinite: {array[row]}. Nothing was stored."
+            )
         return array
 
-    def _begin_stretch(self, values: dict[str, np.ndarray]) -> None:
+    def _begin_stretch(self, values: dict[str, np.ndarray], rows: np.ndarray) -> None:
         for name, start in (("is_first", True), ("action", 0), ("reward", 0)):
             values[name] = values[name].copy()
-            values[name][self._cut] = start
-        self._cut[:] = False
+            values[name][self._cut[rows]] = start
+        self._cut[rows] = False
 
     def _require(self, length: int) -> None:
-        held = self._count - self._oldest
         if length < 1:
             raise ValueError(f"A sequence of {length} steps cannot be sampled: length must be 1 or more.")
         if length > self._storage.rows:
@@ -320,26 +340,37 @@ class SequenceReplay:
                 f"Sequences of {length} steps never fit: the capacity of {self.capacity} leaves each of "
                 f"{self.n_envs} streams {self._storage.rows} steps. Raise the capacity."
             )
-        if length > held:
-            raise ValueError(f"Each stream holds {held} steps, a sequence needs {length}: collect more first.")
+        if not self.can_sample(length):
+            held = int((self._count - self._oldest).max())
+            raise ValueError(f"The longest stream holds {held} steps, a sequence needs {length}: collect more first.")
 
-    def _new_chunks(self, batch_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    def _uniform(self, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        starts = np.maximum(self._count - self._oldest - length + 1, 0)  # (n_envs,) places to start at
+        ends = np.cumsum(starts)
+        drawn = self._rng.integers(0, ends[-1], size)
+        envs = np.searchsorted(ends, drawn, side="right")
+        return envs, self._oldest[envs] + drawn - (ends - starts)[envs]
+
+    def _new_chunks(self, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         np.maximum(self._served, self._oldest, out=self._served)
-        waiting = np.minimum((self._count - self._served) // length, batch_size)  # (n_envs,)
-        envs = np.repeat(np.arange(self.n_envs), waiting)
+        waiting = np.minimum((self._count - self._served) // length, size)  # (n_envs,)
+        envs = np.repeat(self._all_envs, waiting)
         chunk = np.arange(len(envs)) - np.repeat(np.cumsum(waiting) - waiting, waiting)  # 0, 1, ... in each stream
         steps = self._served[envs] + chunk * length
-        order = np.argsort(steps, kind="stable")[:batch_size]
+        order = np.argsort(steps, kind="stable")[:size]
         self._served += length * np.bincount(envs[order], minlength=self.n_envs)
-        return steps[order], envs[order]
+        return envs[order], steps[order]
 
     def _episode_bounds(self, env: int) -> Iterator[tuple[int, int]]:
-        steps = np.arange(self._oldest, self._count)
-        flags = {name: self._storage.arrays[name][steps % self._storage.rows, env] for name in FLAGS}
+        steps = np.arange(self._oldest[env], self._count[env])
+        flags = {name: self._storage.arrays[name][env, steps % self._storage.rows] for name in FLAGS}
         starts = steps[flags["is_first"]].tolist()
         yield from pairwise(starts)
         if starts and flags["is_terminal"][-1]:
-            yield starts[-1], self._count
+            yield starts[-1], int(self._count[env])
+
+    def _ranges(self) -> list[tuple[int, int]]:
+        return list(zip(self._oldest.tolist(), self._count.tolist(), strict=True))
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._rng.bit_generator.state = state["rng"]
@@ -354,7 +385,7 @@ class SequenceReplay:
             "action_space": space_to_json(self.action_space),
             "capacity": self.capacity,
             "n_envs": self.n_envs,
-            "oldest": self._oldest,
+            "oldest": self._oldest.tolist(),
             "state": self.get_state(),
         }
 
@@ -391,8 +422,8 @@ class SequenceReplay:
             header["n_envs"],
             folder,
         )
-        read_zip(path, archive, replay._storage, header["oldest"], header["state"]["count"])
-        replay._oldest, replay._count = header["oldest"], header["state"]["count"]
+        replay._oldest, replay._count = np.array([header["oldest"], header["state"]["count"]], np.int64)
+        read_zip(path, archive, replay._storage, replay._ranges())
         replay._restore(header["state"])
         replay.flush()
         return replay

@@ -6,6 +6,7 @@ import json
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +24,9 @@ _CHUNK = 16 << 20  # bytes read at a time
 
 DAMAGE = (OSError, EOFError, ValueError, MemoryError, RuntimeError, zipfile.BadZipFile, struct.error, zlib.error)
 """What reading a damaged zip raises (RuntimeError: an entry that claims to be encrypted or of an unknown method)."""
+
+Ranges = Sequence[tuple[int, int]]
+"""The steps held of each stream: (oldest, newest + 1)."""
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -54,34 +58,42 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     return data
 
 
-def write_zip(path: Path, header: dict[str, Any], storage: RingStorage, oldest: int, stop: int) -> None:
-    """Write steps `oldest` to `stop`, in order of time, as `index.json` and one `.npy` a field."""
+def write_zip(path: Path, header: dict[str, Any], storage: RingStorage, ranges: Ranges) -> None:
+    """Write `index.json` and one `.npy` a field, which holds the streams one after the other in order of time."""
+    total = sum(stop - start for start, stop in ranges)
     with atomic_writer(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(INDEX, json.dumps(header))
         for name, array in storage.arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
-                _write_npy_header(entry, (stop - oldest, *array.shape[1:]), array.dtype)
-                for block in storage.blocks(name, oldest, stop):
+                _write_npy_header(entry, (total, *array.shape[2:]), array.dtype)
+                for block in _all_blocks(storage, name, ranges):
                     entry.write(_bytes_of(block))
 
 
-def read_zip(path: Path, archive: zipfile.ZipFile, storage: RingStorage, oldest: int, stop: int) -> None:
-    """The inverse of `write_zip`: fill steps `oldest` to `stop` of `storage`.
+def read_zip(path: Path, archive: zipfile.ZipFile, storage: RingStorage, ranges: Ranges) -> None:
+    """The inverse of `write_zip`: fill the streams' steps with what the archive holds.
 
     Raises:
         CheckpointError: if an entry is missing, damaged, or of another shape or type.
     """
+    total = sum(stop - start for start, stop in ranges)
     for name, array in storage.arrays.items():
         try:
             with archive.open(f"{name}.npy") as entry:
-                _check_npy_header(path, name, entry, (stop - oldest, *array.shape[1:]), array.dtype)
-                for block in storage.blocks(name, oldest, stop):
+                _check_npy_header(path, name, entry, (total, *array.shape[2:]), array.dtype)
+                for block in _all_blocks(storage, name, ranges):
                     _read_into(entry, _bytes_of(block))
                 if entry.read(1):
                     raise CheckpointError(f"{path} is damaged: {name!r} is longer than its header says.")
         except (KeyError, *DAMAGE) as error:
             raise CheckpointError(f"{path} is damaged: its entry {name!r} cannot be read ({error}).") from error
-    storage.mark(oldest, stop, whole=True)
+    for env, (start, stop) in enumerate(ranges):
+        storage.mark(env, start, stop, whole=True)
+
+
+def _all_blocks(storage: RingStorage, name: str, ranges: Ranges) -> Iterator[np.ndarray]:
+    for env, (start, stop) in enumerate(ranges):
+        yield from storage.blocks(name, env, start, stop)
 
 
 def with_suffix(path: str | Path) -> Path:
@@ -116,14 +128,22 @@ def check_header(path: Path, header: dict[str, Any]) -> None:
             f"{path} has replay format {version}, this wmgym reads up to {FORMAT_VERSION}: update wmgym."
         )
     try:
-        n_envs, capacity, oldest = (int(header[name]) for name in ("n_envs", "capacity", "oldest"))
-        state = header["state"]
-        whole = capacity >= n_envs >= 1 and 0 <= state["count"] - oldest <= capacity // n_envs and oldest >= 0
-        whole = whole and len(state["served"]) == len(state["cut"]) == n_envs and "rng" in state
+        sound = _is_sound(header["n_envs"], header["capacity"], header["oldest"], header["state"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: its index lacks or misstates {error}.") from error
-    if not whole:
+    if not sound:
         raise CheckpointError(f"{path} is damaged: the counters in its index contradict each other.")
+
+
+def _is_sound(n_envs: int, capacity: int, oldest: list[int], state: dict[str, Any]) -> bool:
+    held = [stop - start for start, stop in zip(oldest, state["count"], strict=True)]
+    return (
+        capacity >= n_envs >= 1
+        and n_envs == len(held) == len(state["served"]) == len(state["cut"])
+        and min(oldest) >= 0
+        and all(0 <= length <= capacity // n_envs for length in held)
+        and "rng" in state
+    )
 
 
 def require_same_spaces(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,11 +50,11 @@ def grouped(values: dict[str, Any]) -> dict[str, Any]:
 
 
 class RingStorage:
-    """Ring-shaped arrays `(rows, n_envs, ...)`; step `t` of every stream lies in row `t % rows`.
+    """Arrays `(n_envs, rows, ...)`, one ring an environment; step `t` of a stream lies in row `t % rows`.
 
-    Pages are taken from the machine as steps arrive, not when the storage is made. In a folder, `step.npy` holds
-    the number of the step each row was written for, put there after the row is complete. A reopened folder finds
-    by it which rows are whole, also those written after the last flush.
+    Pages are taken from the machine as steps arrive, not when the storage is made. Beside each step lies its
+    number, put there after the rest, so that a reopened folder finds which rows are whole, also those written
+    after the last flush.
 
     Args:
         fields: what a step holds, by name; a name may contain one "/".
@@ -66,63 +67,51 @@ class RingStorage:
     """
 
     def __init__(self, fields: dict[str, Field], rows: int, n_envs: int, folder: Path | None) -> None:
-        self.fields = fields
         self.rows = rows
         self.n_envs = n_envs
-        self.folder = folder
         self._maps: list[np.memmap] = []
-        shapes = {name: ((rows, n_envs, *field.shape), field.dtype) for name, field in fields.items()}
-        shapes[_STEP] = ((rows,), np.dtype(np.int64))
-        if folder is None:
-            arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
-        else:
-            arrays = self._open(folder, shapes)
-        self._steps = arrays.pop(_STEP)  # number of the step + 1; 0 where the row is not whole
-        self.arrays = arrays
-        self._flat = {name: array.reshape(rows * n_envs, *array.shape[2:]) for name, array in arrays.items()}
+        stored = fields | {_STEP: Field((), np.dtype(np.int64))}
+        self.step_bytes = sum(math.prod(field.shape) * field.dtype.itemsize for field in stored.values())
+        arrays = self._allocate(stored) if folder is None else self._open(folder, stored)
+        self._flat = {name: array.reshape(n_envs * rows, *array.shape[2:]) for name, array in arrays.items()}
+        self._steps = self._flat.pop(_STEP)  # number of the step + 1; 0 where the row is not whole
+        self.arrays = {name: arrays[name] for name in fields}
 
-    @property
-    def step_bytes(self) -> int:
-        """Bytes that one step of one environment takes."""
-        return sum(int(np.prod(field.shape)) * field.dtype.itemsize for field in self.fields.values())
-
-    def write(self, step: int, values: dict[str, np.ndarray]) -> None:
-        """Put one step of all streams, `(n_envs, ...)` by name, into its row."""
-        row = step % self.rows
-        self._steps[row] = 0
+    def write(self, envs: np.ndarray, steps: np.ndarray, values: dict[str, np.ndarray]) -> None:
+        """Put one step of some streams, `(K, ...)` by name, into their rows; `envs` and `steps` are `(K,)`."""
+        index = envs * self.rows + steps % self.rows
+        self._steps[index] = 0
         for name, value in values.items():
-            self.arrays[name][row] = value
-        self._steps[row] = step + 1
+            self._flat[name][index] = value
+        self._steps[index] = steps + 1
 
-    def mark(self, start: int, stop: int, whole: bool) -> None:
-        """Declare steps `start` to `stop` written, or never written."""
+    def mark(self, env: int, start: int, stop: int, whole: bool) -> None:
+        """Declare steps `start` to `stop` of one stream written, or never written."""
         steps = np.arange(start, stop)
-        self._steps[steps % self.rows] = steps + 1 if whole else 0
+        self._steps[env * self.rows + steps % self.rows] = steps + 1 if whole else 0
 
-    def gather(self, steps: np.ndarray, envs: np.ndarray) -> dict[str, np.ndarray]:
-        """Copies of the given steps `(T, B)` of the environments `(B,)`: `(T, B, ...)` by name."""
-        index = steps % self.rows * self.n_envs + envs
+    def gather(self, envs: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """Copies of steps `(T, B)` of environments `(B,)`: `(T, B, ...)` by name."""
+        index = envs * self.rows + steps % self.rows
         return {name: flat.take(index, axis=0) for name, flat in self._flat.items()}
 
-    def held(self) -> tuple[int, int]:
-        """The unbroken range of steps that ends with the newest whole row: (oldest, newest + 1)."""
-        steps = np.asarray(self._steps)
+    def held(self, env: int) -> tuple[int, int]:
+        """The unbroken range of steps that ends with a stream's newest whole row: (oldest, newest + 1)."""
+        steps = self._steps[env * self.rows : (env + 1) * self.rows]
         stop = int(steps.max())
-        if stop == 0:
-            return 0, 0
         expected = np.arange(stop, max(stop - self.rows, 0), -1)
         broken = np.flatnonzero(steps[(expected - 1) % self.rows] != expected)
         length = int(broken[0]) if len(broken) else len(expected)
         return stop - length, stop
 
-    def blocks(self, name: str, start: int, stop: int) -> Iterator[np.ndarray]:
-        """Views of one field's steps `start` to `stop` in order of time, contiguous and of a few megabytes."""
-        array, rows = self.arrays[name], self.rows
-        most = max(1, _BLOCK // max(1, array[0].nbytes))
+    def blocks(self, name: str, env: int, start: int, stop: int) -> Iterator[np.ndarray]:
+        """Views of one field of a stream's steps `start` to `stop` in order of time, contiguous, some megabytes."""
+        stream = self.arrays[name][env]
+        most = max(1, _BLOCK // stream[0].nbytes)
         while start < stop:
-            row = start % rows
-            count = min(stop - start, rows - row, most)
-            yield array[row : row + count]
+            row = start % self.rows
+            count = min(stop - start, self.rows - row, most)
+            yield stream[row : row + count]
             start += count
 
     def flush(self) -> None:
@@ -130,15 +119,21 @@ class RingStorage:
         for array in self._maps:
             array.flush()
 
-    def _open(self, folder: Path, shapes: dict[str, tuple[tuple[int, ...], np.dtype]]) -> dict[str, np.ndarray]:
+    def _shape(self, field: Field) -> tuple[int, ...]:
+        return (self.n_envs, self.rows, *field.shape)
+
+    def _allocate(self, fields: dict[str, Field]) -> dict[str, np.ndarray]:
+        return {name: np.zeros(self._shape(field), field.dtype) for name, field in fields.items()}
+
+    def _open(self, folder: Path, fields: dict[str, Field]) -> dict[str, np.ndarray]:
         reopened = (folder / INDEX).is_file()
         if not reopened:
-            _require_room(folder, sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in shapes.values()))
-        for name, (shape, dtype) in shapes.items():
-            path = folder / f"{name.replace('/', '.')}.npy"
-            self._maps.append(_reopen_map(path, shape, dtype) if reopened else _new_map(path, shape, dtype))
-        # The plain view indexes faster than np.memmap, whose every slice is a new Python object with a file.
-        return {name: np.asarray(array) for name, array in zip(shapes, self._maps, strict=True)}
+            _require_room(folder, self.step_bytes * self.rows * self.n_envs)
+        for name, field in fields.items():
+            path, shape = folder / f"{name.replace('/', '.')}.npy", self._shape(field)
+            self._maps.append(_reopen_map(path, shape, field.dtype) if reopened else _new_map(path, shape, field.dtype))
+        # Plain views, because every slice of a np.memmap is a costly object of its own.
+        return {name: np.asarray(array) for name, array in zip(fields, self._maps, strict=True)}
 
 
 def _require_room(folder: Path, needed: int) -> None:
