@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from wmgym.random import Noise
-from wmgym.worlds.base import State, World, stack_states
+from wmgym.worlds.base import State, World, map_state, stack_states
 
 
 class ActionDistribution(Protocol):
@@ -40,6 +40,7 @@ class Rollout(NamedTuple):
     actions: Tensor  # (H, N, A)
     rewards: Tensor  # (H, N)
     continues: Tensor  # (H, N)
+    policy: Any  # ActionDistribution of every step, (H, N, ...)
 
 
 @contextmanager
@@ -55,22 +56,33 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def imagine_rollout(world: World, actor: nn.Module, start: State, horizon: int, noise: Noise) -> Rollout:
+def imagine_rollout(
+    world: World, actor: nn.Module, start: State, horizon: int, noise: Noise, through_dynamics: bool = True
+) -> Rollout:
     """Roll `actor` out in `world` for `horizon` steps from `start` `(N, ...)`.
 
     The actor reads features without gradient, as in DreamerV1: an action's gradient flows through the dynamics to
-    later rewards and values, not through later actions' inputs. Rewards are computed for all steps at once.
+    later rewards and values, not through later actions' inputs. What does not feed back runs for all steps at once.
+
+    Args:
+        world: its parameters should be `frozen`.
+        actor: features to an `ActionDistribution` (a NamedTuple of tensors).
+        start: states without gradient.
+        horizon: H.
+        noise: source of the draws.
+        through_dynamics: keep the graph from actions to later rewards; without it (REINFORCE) only `policy` has one.
     """
-    states, features, actions = [start], [world.features(start)], []
-    for _ in range(horizon):
-        action = actor(features[-1].detach()).sample(noise)
-        states.append(world.transition(states[-1], action, noise))
-        actions.append(action)
-        features.append(world.features(states[-1]))
-    path = stack_states(states)
-    taken = torch.stack(actions)
-    reward, continues = world.outcome(type(path)(*(x[:-1] for x in path)), taken, type(path)(*(x[1:] for x in path)))
-    return Rollout(torch.stack(features), taken, reward, continues)
+    states, policies, actions = [start], [], []
+    with torch.set_grad_enabled(through_dynamics):
+        for _ in range(horizon):
+            policies.append(actor(world.features(states[-1]).detach()))
+            actions.append(policies[-1].sample(noise))
+            states.append(world.transition(states[-1], actions[-1], noise))
+        path, taken = stack_states(states), torch.stack(actions)
+        features = world.features(path)
+        outcome = world.outcome(map_state(lambda x: x[:-1], path), taken, map_state(lambda x: x[1:], path))
+    policy = stack_states(policies) if through_dynamics else actor(features[:-1].detach())
+    return Rollout(features, taken, *outcome, policy)
 
 
 def lambda_returns(rewards: Tensor, discounts: Tensor, values: Tensor, lam: float) -> Tensor:
@@ -106,6 +118,24 @@ def reach_weights(discounts: Tensor) -> Tensor:
     """How much the step at t counts, `(H, ...)`: the product of the discounts before it (1 at t = 0), no gradient."""
     first = torch.ones_like(discounts[:1])
     return torch.cumprod(torch.cat([first, discounts[:-1]]), 0).detach()
+
+
+def policy_objective(rollout: Rollout, returns: Tensor, baseline: Tensor, reinforce: float) -> Tensor:
+    """What an actor maximises at every step, `(H, N)` (DreamerV2 eq. 6, without weights and entropy).
+
+    Args:
+        rollout: with gradient through the dynamics unless `reinforce` is 1.
+        returns: `(H, N)`, scaled.
+        baseline: `(H, N)` values of the states acted from, in the same scale.
+        reinforce: share of the REINFORCE estimate; the rest is the return itself, by backpropagation.
+    """
+    objective = torch.zeros_like(returns)
+    if reinforce > 0:
+        advantage = (returns - baseline).detach()
+        objective = objective + reinforce * rollout.policy.log_prob(rollout.actions.detach()) * advantage
+    if reinforce < 1:
+        objective = objective + (1 - reinforce) * returns
+    return objective
 
 
 class ReturnRange(nn.Module):

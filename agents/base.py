@@ -1,0 +1,451 @@
+"""The one training loop: collect, replay, world, behaviour. An algorithm overrides the behaviour, not the loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import abstractmethod
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common import utils
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, is_vecenv_wrapped
+from torch import Tensor, nn
+
+from agents.interrupt import InterruptGuard
+from agents.policy import Carry, WorldModelPolicy
+from agents.storage import Storable
+from wmgym.random import TorchNoise
+from wmgym.real import make_vec
+from wmgym.replay import SequenceReplay
+from wmgym.spaces import action_size, as_dict_space
+from wmgym.worlds.base import SequenceBatch, World, where_state
+
+log = logging.getLogger("wmgym")
+
+_POLICY_NAMES = ("WorldModelPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+
+
+class WorldModelAgent(Storable, BaseAlgorithm):
+    """An agent that learns a world model from replay and a behaviour in it; Stable-Baselines3's interface.
+
+    A subclass implements `_build_world`, `_build_behaviour` and `_update`.
+
+    How much it learns from each step is one number, `train_ratio`: replayed steps per collected step (DreamerV3's
+    definition). Batches of `batch_size * batch_length` steps are therefore drawn
+    `train_ratio / (batch_size * batch_length)` times a decision. In Stable-Baselines3's words, `train_freq` decisions
+    are followed by `gradient_steps` updates; give these two instead and they take precedence.
+
+    Args:
+        env: an id for `wmgym.make_env`, a Gymnasium environment, or a `VecEnv`. None only when loading.
+        policy: kept for Stable-Baselines3's tools; there is one, "WorldModelPolicy".
+        learning_rate: of the world; a number, or a schedule of the remaining progress (1 to 0). Other learning
+            rates follow the same schedule, in proportion.
+        observation: "state", "pixels" or "both", when `env` is an id.
+        action_repeat: simulator steps per decision, when `env` is an id; None: 2 for `dm_control/*`, else 1.
+        env_kwargs: further arguments of `wmgym.make_env`, when `env` is an id.
+        n_envs: environments stepped together, when `env` is an id.
+        buffer_size: steps the replay keeps.
+        buffer_folder: keep the replay in memory-mapped files there instead of in RAM.
+        learning_starts: random decisions before the first update.
+        batch_size: sequences in a batch.
+        batch_length: steps in a sequence.
+        train_ratio: replayed steps per decision.
+        train_freq: decisions between updates, instead of `train_ratio`.
+        gradient_steps: updates after every `train_freq` decisions.
+        pretrain: updates when learning starts.
+        online_queue: sample each new sequence once before sampling uniformly (DreamerV3).
+        stats_window_size: episodes over which the log averages.
+        tensorboard_log: folder for TensorBoard.
+        policy_kwargs: unused, accepted for Stable-Baselines3's tools.
+        verbose: 0 silent, 1 the log's table, 2 more.
+        seed: of everything random; None draws one.
+        device: "auto", "cpu", "cuda" or a torch device.
+        interrupt_folder: where a run that is interrupted by Ctrl-C saves itself.
+    """
+
+    policy_aliases = dict.fromkeys(_POLICY_NAMES, WorldModelPolicy)  # type: ignore[assignment]
+    policy: WorldModelPolicy
+    replay_buffer: SequenceReplay | None
+
+    def __init__(
+        self,
+        env: GymEnv | str | None,
+        policy: str | type[WorldModelPolicy] = "WorldModelPolicy",
+        *,
+        learning_rate: float | Schedule = 1e-4,
+        observation: str = "state",
+        action_repeat: int | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        n_envs: int = 1,
+        buffer_size: int = 1_000_000,
+        buffer_folder: str | Path | None = None,
+        learning_starts: int = 2500,
+        batch_size: int = 16,
+        batch_length: int = 32,
+        train_ratio: float = 100.0,
+        train_freq: int | None = None,
+        gradient_steps: int = 1,
+        pretrain: int = 1,
+        online_queue: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        interrupt_folder: str | Path = "runs",
+        _init_setup_model: bool = True,
+    ) -> None:
+        _check_first_argument(env)
+        seed = int(np.random.SeedSequence().generate_state(1)[0] % 2**31) if seed is None else seed
+        self.env_settings: dict[str, Any] | None = None
+        if isinstance(env, str):
+            options = {"observation": observation, "action_repeat": action_repeat, **(env_kwargs or {})}
+            self.env_settings = {"id": env, **options}
+            env = make_vec(env, n_envs, seed=seed, **options)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            policy_kwargs,
+            stats_window_size,
+            tensorboard_log,
+            verbose,
+            device,
+            support_multi_env=True,
+            seed=seed,
+        )
+        self.buffer_size, self.buffer_folder = int(buffer_size), buffer_folder
+        self.learning_starts = int(learning_starts)
+        self.batch_size, self.batch_length = batch_size, batch_length
+        self.train_ratio, self.train_freq, self.gradient_steps = train_ratio, train_freq, gradient_steps
+        self.pretrain, self.online_queue = pretrain, online_queue
+        self.interrupt_folder = Path(interrupt_folder)
+        self.replay_buffer = None
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._base_rates: dict[str, float] = {}
+        self._carry: Carry | None = None
+        self._updates_due = 0.0
+        self._pretrained = False
+        self._metrics: dict[str, list[Tensor]] = defaultdict(list)
+        if _init_setup_model:
+            self._setup_model()
+
+    # -- what an algorithm provides ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def _build_world(self) -> World:
+        """The untrained world for this agent's spaces."""
+
+    @abstractmethod
+    def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
+        """The modules that act and learn besides the world, by name; `actor` among them."""
+
+    @abstractmethod
+    def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Optimisers by name."""
+
+    @abstractmethod
+    def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        """One update of world and behaviour; returns scalars for the log."""
+
+    def _explore(self, action: Tensor) -> Tensor:
+        """What is done to the policy's action `(B, A)` while collecting; nothing by default."""
+        return action
+
+    # -- building ---------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        as_dict_space(self.observation_space)
+        action_size(self.action_space)
+        self.set_random_seed(self.seed)
+        assert self.seed is not None
+        self.generator = torch.Generator(self.device).manual_seed(self.seed)
+        self.noise = TorchNoise(self.generator, self.device)
+        self.lr_schedule = utils.FloatSchedule(self.learning_rate)
+        world = self._build_world()
+        self.policy = WorldModelPolicy(self.observation_space, self.action_space, world, self._build_behaviour(world))
+        self.policy.to(self.device)
+        self.policy.noise = TorchNoise(torch.Generator(self.device).manual_seed(self.seed + 1), self.device)
+        self.optimizers = self._build_optimizers()
+        self._base_rates = {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}
+
+    @property
+    def world(self) -> World:
+        """The world model."""
+        return self.policy.world
+
+    @property
+    def action_repeat(self) -> int:
+        """Simulator steps per decision."""
+        if self.env_settings is None:
+            return 1
+        chosen = self.env_settings.get("action_repeat")
+        return chosen or (2 if self.env_settings["id"].startswith("dm_control/") else 1)
+
+    @property
+    def updates_per_decision(self) -> float:
+        """How many updates follow each decision, on average."""
+        if self.train_freq is not None:
+            return self.gradient_steps / self.train_freq
+        return self.train_ratio / (self.batch_size * self.batch_length)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """A `VecEnv` of it. Unlike Stable-Baselines3, pictures stay HWC: worlds read them so."""
+        if isinstance(env, VecTransposeImage):
+            return env.venv
+        if isinstance(env, VecEnv):
+            if is_vecenv_wrapped(env, VecTransposeImage):
+                raise ValueError("Leave VecTransposeImage out: this agent reads pictures as (H, W, C).")
+            return env
+        if not isinstance(env, gym.Env):
+            raise TypeError(f"env must be an id, a gymnasium.Env or a VecEnv, not {type(env).__name__}.")
+        monitored = Monitor(env) if monitor_wrapper else env
+        return DummyVecEnv([lambda: monitored])
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def learn(
+        self,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> WorldModelAgent:
+        """Collect and learn for `total_timesteps` decisions (each is `action_repeat` simulator steps).
+
+        Args:
+            total_timesteps: decisions, all environments together; the log's `time/env_steps` counts simulator steps.
+            callback: Stable-Baselines3 callback(s).
+            log_interval: episodes between two lines of the log; None never logs.
+            tb_log_name: name of the run for TensorBoard; None: the algorithm's.
+            reset_num_timesteps: start counting anew; False continues a run.
+            progress_bar: show one.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C, after saving to `interrupt_folder` and saying where.
+        """
+        total_timesteps, callback = self._setup_learn(
+            int(total_timesteps), callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        with InterruptGuard() as interrupt:
+            while self.num_timesteps < total_timesteps and not interrupt.requested:
+                if not self._collect_step(callback, total_timesteps, log_interval):
+                    break
+                self._learn_due()
+            callback.on_training_end()
+            if interrupt.requested:
+                log.warning("Interrupted after %d decisions; saved to %s.", self.num_timesteps, self._save_interrupted())
+        if interrupt.requested:
+            raise KeyboardInterrupt
+        return self
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self.env is None:
+            raise ValueError(f"{type(self).__name__} has no environment to learn in: call set_env(env) first.")
+        self._prepare_replay()
+        continued = self._last_obs is not None and not reset_num_timesteps
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if not continued:
+            self._begin_episodes()
+        return result
+
+    def _prepare_replay(self) -> None:
+        if self.replay_buffer is None:
+            self.replay_buffer = SequenceReplay(
+                self.buffer_size,
+                self.observation_space,
+                self.action_space,
+                self.n_envs,
+                folder=self.buffer_folder,
+                seed=self.seed or 0,
+            )
+
+    def _begin_episodes(self) -> None:
+        """Forget the past: environments were reset."""
+        self._carry = self.policy.initial_carry(self.n_envs)
+        zeros = np.zeros(self.n_envs, np.float32)
+        action = np.zeros((self.n_envs, action_size(self.action_space)), np.float32)
+        self._record(self._last_obs, action, zeros, np.ones(self.n_envs, bool), np.zeros(self.n_envs, bool))
+
+    def _collect_step(self, callback: BaseCallback, total_timesteps: int, log_interval: int | None) -> bool:
+        """One decision in every environment; False when a callback asks to stop."""
+        assert self.env is not None and self._last_episode_starts is not None
+        action = self._decide()
+        env_action = self.policy.to_environment(action)
+        new_obs, rewards, dones, infos = self.env.step(env_action)
+        self.num_timesteps += self.n_envs
+        self._remember(action.cpu().numpy(), new_obs, rewards, dones, infos)
+        self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        self._update_info_buffer(infos, dones)
+        self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+        self._episode_num += int(dones.sum())
+        if log_interval and dones.any() and self._episode_num % log_interval == 0:
+            self.dump_logs()
+        return True
+
+    @torch.no_grad()
+    def _decide(self) -> Tensor:
+        """See the last observation and choose: at random before learning starts, then by the policy, exploring."""
+        observation, _ = self.policy.to_observation(self._last_obs)
+        is_first = torch.as_tensor(self._last_episode_starts, device=self.device)
+        assert self._carry is not None
+        if self.num_timesteps < self.learning_starts:
+            action = self._random_action()
+            self._carry = Carry(self._carry.state, action)
+            return action
+        carry = self.policy.step(self._carry, observation, is_first, self.policy.noise)
+        self._carry = Carry(carry.state, self._explore(carry.action))
+        return self._carry.action
+
+    def _random_action(self) -> Tensor:
+        size = action_size(self.action_space)
+        draw = self.policy.noise.uniform(self.n_envs, size)
+        if isinstance(self.action_space, spaces.Discrete):
+            return nn.functional.one_hot(draw.argmax(-1), size).float()
+        return 2 * draw - 1
+
+    def _remember(
+        self, action: np.ndarray, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        """Store what the step led to; where an episode ended, its last observation, then the next one's first."""
+        reached = _replace_rows(new_obs, {i: infos[i]["terminal_observation"] for i in np.flatnonzero(dones)})
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        self._record(reached, action, rewards, np.zeros(self.n_envs, bool), dones & ~truncated)
+        if dones.any():
+            rows = np.flatnonzero(dones)
+            first = {key: value[rows] for key, value in new_obs.items()} if isinstance(new_obs, dict) else new_obs[rows]
+            blank = np.zeros(len(rows), np.float32)
+            self._record(first, 0 * action[rows], blank, np.ones(len(rows), bool), np.zeros(len(rows), bool), rows)
+
+    def _record(
+        self,
+        observation: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        is_first: np.ndarray,
+        is_terminal: np.ndarray,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        assert self.replay_buffer is not None
+        if rows is None or len(rows) == self.n_envs:
+            self.replay_buffer.add(observation, action, reward, is_first, is_terminal)
+        else:
+            self.replay_buffer.add(observation, action, reward, is_first, is_terminal, envs=rows)
+
+    def _learn_due(self) -> None:
+        """As many updates as the steps collected since the last call have earned."""
+        assert self.replay_buffer is not None
+        if self.num_timesteps < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
+            return
+        self._updates_due += self.n_envs * self.updates_per_decision
+        if not self._pretrained:
+            self._pretrained, self._updates_due = True, float(self.pretrain)
+        for _ in range(math.floor(self._updates_due)):
+            self.update()
+        self._updates_due -= math.floor(self._updates_due)
+
+    def update(self) -> None:
+        """One update of world and behaviour from a fresh batch of replay."""
+        assert self.replay_buffer is not None
+        self._set_learning_rates()
+        batch = self.replay_buffer.sample(self.batch_size, self.batch_length, self.online_queue, self.device)
+        self.policy.set_training_mode(True)
+        for name, value in self._update(batch).items():
+            self._metrics[name].append(value.detach())
+        self._n_updates += 1
+
+    def _set_learning_rates(self) -> None:
+        rate = self.lr_schedule(self._current_progress_remaining)
+        factor = rate / self.lr_schedule(1.0)
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = self._base_rates[name] * factor * self._warmup()
+
+    def _warmup(self) -> float:
+        """Factor on the learning rates at this update."""
+        return 1.0
+
+    def dump_logs(self) -> None:
+        """Write the log's next line: episodes, time, and the mean of every training metric since the last one."""
+        assert self.ep_info_buffer is not None
+        for key, name in (("r", "ep_rew_mean"), ("l", "ep_len_mean")):
+            if self.ep_info_buffer:
+                self.logger.record(f"rollout/{name}", utils.safe_mean([info[key] for info in self.ep_info_buffer]))
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
+        self.logger.record("time/episodes", self._episode_num, exclude="tensorboard")
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.record("time/env_steps", self.num_timesteps * self.action_repeat)
+        if self._n_updates:
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
+        for name, values in self._metrics.items():
+            self.logger.record(f"train/{name}", torch.stack(values).mean().item())
+        self._metrics.clear()
+        self.logger.dump(step=self.num_timesteps)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """See `WorldModelPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic)
+
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
+        """Learn in another environment with the same spaces; an id is made as the first one was."""
+        if isinstance(env, str):
+            options = {key: value for key, value in (self.env_settings or {}).items() if key != "id"}
+            self.env_settings = {"id": env, **options}
+            env = make_vec(env, self.n_envs, seed=self.seed, **options)
+        super().set_env(env, force_reset)
+
+
+def _check_first_argument(env: Any) -> None:
+    if isinstance(env, str) and env in _POLICY_NAMES:
+        raise ValueError(
+            f"The first argument is the environment, not the policy: Dreamer('dm_control/walker-walk-v0'). Got {env!r}."
+        )
+
+
+def _replace_rows(observation: Any, rows: dict[int, Any]) -> Any:
+    """A copy of a batch of observations with some rows replaced."""
+    if not rows:
+        return observation
+    if isinstance(observation, dict):
+        return {
+            key: _replace_rows(value, {i: row[key] for i, row in rows.items()}) for key, value in observation.items()
+        }
+    replaced = observation.copy()
+    for i, row in rows.items():
+        replaced[i] = row
+    return replaced

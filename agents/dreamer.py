@@ -1,0 +1,235 @@
+"""Dreamer: learn a world, learn to act by dreaming in it.
+
+    loop: collect `1 / updates_per_decision` decisions with the actor, add noise, store
+          draw B sequences of T steps
+          world      <- world - grad loss(sequences)                    posterior states s of every step
+          dream H steps with the actor from some of the s                features f, rewards r, continues c
+          R          <- lambda_returns(r, gamma c, slow_critic(f))
+          actor      <- actor + grad R / scale(R) + entropy             through the dynamics, or REINFORCE
+          critic     <- critic - grad (critic(f) - R)^2
+          slow_critic <- (1 - tau) slow_critic + tau critic
+
+`Dreamer` is the flagship: the recipe that learns fastest here, whatever paper each part is from. The papers' own
+settings are `DreamerV1`, `DreamerV2` and `DreamerV3` in the files beside this one, which override its steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import polyak_update
+from torch import Tensor, nn
+
+from agents.actors import Actor, Critic
+from agents.base import WorldModelAgent
+from agents.imagination import (
+    ReturnRange,
+    Rollout,
+    frozen,
+    imagine_rollout,
+    lambda_returns,
+    policy_objective,
+    reach_weights,
+)
+from agents.policy import WorldModelPolicy
+from wmgym.nets.coders import CoderConfig
+from wmgym.worlds.base import SequenceBatch, State, World, detach_state, flatten_state, index_state
+from wmgym.worlds.rssm import RSSM, HeadConfig, RSSMConfig
+
+ActorGradient = Literal["auto", "dynamics", "reinforce"]
+
+
+class Dreamer(WorldModelAgent):
+    """The flagship agent: an RSSM with Gaussian latents and an actor-critic that learns in its dreams.
+
+    Args:
+        env: see `WorldModelAgent`, as for every argument that is not listed here.
+        policy: see `WorldModelAgent`.
+        learning_rate: Adam's, for the world.
+        actor_learning_rate: Adam's, for the actor.
+        critic_learning_rate: Adam's, for the critic.
+        deter: width of the deterministic state.
+        stoch: number of Gaussian latents.
+        units: width of every hidden layer.
+        depth: channels of the first convolution, when there are pictures.
+        world: a whole world configuration, instead of the four above.
+        horizon: imagined steps.
+        imagine_starts: how many of a batch's posterior states dreams start from; None: all.
+        gamma: discount per decision.
+        lam: of the lambda-return.
+        actor_gradient: "dynamics" (backpropagation through the world), "reinforce", or "auto": the first for
+            continuous actions, the second for discrete ones.
+        entropy_scale: weight of the actor's entropy.
+        action_noise: deviation of the Gaussian noise on continuous actions while collecting; for discrete actions
+            the probability of a random one.
+        slow_rate: how fast the slow critic follows (each update).
+        clip: largest gradient norm of each of the three networks.
+        options: the rest of `WorldModelAgent`'s arguments.
+
+    Example:
+        >>> agent = Dreamer("Pendulum-v1", learning_starts=40, batch_size=2, batch_length=8, seed=0)
+        >>> agent.learn(60).num_timesteps
+        60
+    """
+
+    def __init__(
+        self,
+        env: GymEnv | str | None,
+        policy: str | type[WorldModelPolicy] = "WorldModelPolicy",
+        *,
+        learning_rate: float | Schedule = 6e-4,
+        actor_learning_rate: float = 3e-4,
+        critic_learning_rate: float = 3e-4,
+        batch_size: int = 16,
+        batch_length: int = 32,
+        train_ratio: float = 102.4,
+        learning_starts: int = 2500,
+        deter: int = 200,
+        stoch: int = 30,
+        units: int = 200,
+        depth: int = 16,
+        world: RSSMConfig | None = None,
+        horizon: int = 15,
+        imagine_starts: int | None = 160,
+        gamma: float = 0.99,
+        lam: float = 0.95,
+        actor_gradient: ActorGradient = "auto",
+        entropy_scale: float = 1e-3,
+        action_noise: float = 0.1,
+        slow_rate: float = 0.02,
+        clip: float = 100.0,
+        **options: Any,
+    ) -> None:
+        self.world_config = world or flagship_world(deter, stoch, units, depth)
+        self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
+        self.units, self.horizon, self.imagine_starts = units, horizon, imagine_starts
+        self.gamma, self.lam, self.actor_gradient = gamma, lam, actor_gradient
+        self.entropy_scale, self.noise_scale, self.slow_rate, self.clip = entropy_scale, action_noise, slow_rate, clip
+        super().__init__(
+            env,
+            policy,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            batch_length=batch_length,
+            train_ratio=train_ratio,
+            learning_starts=learning_starts,
+            **options,
+        )
+
+    # -- networks ---------------------------------------------------------------------------------------------
+
+    def _build_world(self) -> World:
+        return RSSM(self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
+
+    def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
+        actor = Actor(world.feature_size, self.action_space, layers=3, units=self.units)
+        critic = Critic(world.feature_size, layers=3, units=self.units, out_scale=0.0)
+        slow_critic = copy.deepcopy(critic).requires_grad_(False)
+        return {"actor": actor, "critic": critic, "slow_critic": slow_critic, "return_range": ReturnRange()}
+
+    def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
+            return torch.optim.Adam(module.parameters(), rate, eps=1e-5, foreach=True)
+
+        return {
+            "world": adam(self.policy.world, self.lr_schedule(1.0)),
+            "actor": adam(self.policy.actor, self.actor_learning_rate),
+            "critic": adam(self.policy.critic, self.critic_learning_rate),
+        }
+
+    @property
+    def reinforce(self) -> float:
+        """Share of REINFORCE in the actor's gradient."""
+        if self.actor_gradient == "auto":
+            return float(isinstance(self.action_space, spaces.Discrete))
+        return float(self.actor_gradient == "reinforce")
+
+    # -- the algorithm ----------------------------------------------------------------------------------------
+
+    def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        loss = self.world.loss(batch, self.noise)
+        world_norm = self._descend("world", loss.total, self.world)
+        dreams = self._dream(self._starts(loss.states))
+        metrics = self._update_behaviour(dreams)
+        return {**loss.parts, **loss.metrics, "world_grad_norm": world_norm, **metrics}
+
+    def _starts(self, states: State) -> State:
+        """Where dreams start: posterior states of the batch, all or a random few."""
+        states = flatten_state(detach_state(states))
+        count = len(states[0])
+        if self.imagine_starts is None or self.imagine_starts >= count:
+            return states
+        return index_state(states, self.noise.uniform(count).topk(self.imagine_starts).indices)
+
+    def _dream(self, starts: State) -> Rollout:
+        with frozen(self.world):
+            return imagine_rollout(
+                self.world, self.policy.actor, starts, self.horizon, self.noise, through_dynamics=self.reinforce < 1
+            )
+
+    def _update_behaviour(self, dreams: Rollout) -> dict[str, Tensor]:
+        discounts = self.gamma * dreams.continues
+        with frozen(self.policy.critic):
+            values = self.policy.slow_critic(dreams.features)
+            returns = lambda_returns(dreams.rewards, discounts, values, self.lam)
+        weights = reach_weights(discounts)
+        actor_loss, metrics = self._actor_loss(dreams, returns, values, weights)
+        critic_loss = (weights * self.policy.critic.loss(dreams.features[:-1].detach(), returns.detach())).mean()
+        actor_norm = self._descend("actor", actor_loss, self.policy.actor)
+        self._descend("critic", critic_loss, self.policy.critic)
+        polyak_update(self.policy.critic.parameters(), self.policy.slow_critic.parameters(), self.slow_rate)
+        return {
+            **metrics,
+            "actor_loss": actor_loss,
+            "critic_loss": critic_loss,
+            "actor_grad_norm": actor_norm,
+            "dream_reward": dreams.rewards.mean(),
+            "dream_return": returns.mean(),
+        }
+
+    def _actor_loss(
+        self, dreams: Rollout, returns: Tensor, values: Tensor, weights: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        scale = self.policy.return_range.update(returns)
+        objective = policy_objective(dreams, returns / scale, values[:-1] / scale, self.reinforce)
+        entropy = dreams.policy.entropy()
+        loss = -(weights * (objective + self.entropy_scale * entropy)).mean()
+        return loss, {"actor_entropy": entropy.mean(), "return_scale": scale}
+
+    def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:
+        """One optimiser step on `loss`; returns the gradient's norm before clipping."""
+        self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip, foreach=True)
+        self.optimizers[name].step()
+        return norm
+
+    def _explore(self, action: Tensor) -> Tensor:
+        if self.noise_scale <= 0:
+            return action
+        noise = self.policy.noise
+        if isinstance(self.action_space, spaces.Discrete):
+            swap = noise.uniform(self.n_envs, 1) < self.noise_scale
+            return torch.where(swap, self._random_action(), action)
+        return (action + self.noise_scale * noise.normal(*action.shape)).clamp(-1, 1)
+
+
+def flagship_world(deter: int, stoch: int, units: int, depth: int) -> RSSMConfig:
+    """The flagship's world at the given sizes."""
+    coder = CoderConfig(units=units, layers=2, depth=depth)
+    return RSSMConfig(
+        deter=deter,
+        stoch=stoch,
+        hidden=units,
+        encoder=coder,
+        decoder=coder,
+        reward=HeadConfig(layers=2, units=units),
+        continues=HeadConfig(layers=1, units=units),
+        vector_scale=5.0,
+        reward_scale=5.0,
+        continue_scale=5.0,
+    )

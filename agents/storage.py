@@ -1,0 +1,2 @@
+"""Storable."""
+class Storable: pass

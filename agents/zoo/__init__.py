@@ -1,0 +1,1 @@
+"""The zoo: train, evaluate, film and compare agents from the command line."""
