@@ -1,8 +1,8 @@
 """Real environments in one shape: any Gymnasium id, dm_control through shimmy, MuJoCo, Box2D, Atari.
 
-    env = make_env("dm_control/walker-walk-v0")                        # Box(24,) float32, actions in [-1, 1]
-    env = make_env("dm_control/walker-walk-v0", observation="pixels")  # Box(64, 64, 3) uint8
-    venv = make_vec("dm_control/walker-walk-v0", n_envs=4, seed=0)     # for Stable-Baselines3
+env = make_env("dm_control/walker-walk-v0")                        # Box(24,) float32, actions in [-1, 1]
+env = make_env("dm_control/walker-walk-v0", observation="pixels")  # Box(64, 64, 3) uint8
+venv = make_vec("dm_control/walker-walk-v0", n_envs=4, seed=0)     # for Stable-Baselines3
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -20,13 +20,12 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from wmgym.rendering import (
-    SYSTEM_PACKAGES,
     MujocoPictures,
-    RenderingError,
     ScreenPictures,
     choose_backend,
     is_dm_control,
     is_gymnasium_mujoco,
+    require_backend,
 )
 from wmgym.replayable import Replayable
 from wmgym.spaces import SpaceError, action_size, is_image
@@ -95,9 +94,7 @@ def make_env(
     return env
 
 
-def make_vec(
-    id: str, n_envs: int = 1, subprocess: bool = False, seed: int | None = None, **kwargs: Any
-) -> VecEnv:
+def make_vec(id: str, n_envs: int = 1, subprocess: bool = False, seed: int | None = None, **kwargs: Any) -> VecEnv:
     """`n_envs` environments for Stable-Baselines3, each with a Monitor and restorable (`Replayable`).
 
     Args:
@@ -117,7 +114,9 @@ def make_vec(
     """
     if n_envs < 1:
         raise ValueError(f"n_envs must be 1 or more, not {n_envs}.")
-    thunks = [partial(_make_one, id, None if seed is None else seed + i, kwargs) for i in range(n_envs)]
+    thunks: list[Callable[[], gym.Env]] = [
+        partial(_make_one, id, None if seed is None else seed + i, kwargs) for i in range(n_envs)
+    ]
     vec_env: VecEnv = SubprocVecEnv(thunks) if subprocess else DummyVecEnv(thunks)
     if seed is not None:
         vec_env.seed(seed)
@@ -212,11 +211,6 @@ def _observe(env: gym.Env, observation: ObservationKind, size: int) -> gym.Env:
 
 def _check_can_render(env: gym.Env) -> None:
     if isinstance(env, MujocoPictures):
-        if os.environ.get("MUJOCO_GL") == "disable":
-            raise RenderingError(
-                "Pixels need OpenGL, and rendering is disabled (MUJOCO_GL=disable, because you set it or because EGL "
-                f"was not found). On Debian or Ubuntu: apt-get install {' '.join(SYSTEM_PACKAGES)}. "
-                "observation='state' works without."
-            )
+        require_backend()
     elif env.render_mode != "rgb_array":
         raise ValueError(f"Pixels need render_mode='rgb_array', and this environment has {env.render_mode!r}.")

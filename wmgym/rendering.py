@@ -6,10 +6,12 @@ frame most of the rest: without them a frame of walker takes 1 to 2 ms instead o
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -56,9 +58,20 @@ def check_rendering() -> None:
 
     physics = mujoco.Physics.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
     try:
-        _frame(mujoco.Camera(physics, 8, 8, -1))
+        with _explained():
+            mujoco.Camera(physics, 8, 8, -1).render()
     finally:
         physics.free()
+
+
+def require_backend() -> None:
+    """Say early, before any frame, that rendering is disabled.
+
+    Raises:
+        RenderingError: if `MUJOCO_GL` is "disable", by the user or by `choose_backend`.
+    """
+    if os.environ.get("MUJOCO_GL") == "disable":
+        raise RenderingError(_fix("no OpenGL backend was found, or you have disabled it"))
 
 
 def resize(picture: Picture, size: int) -> Picture:
@@ -114,7 +127,9 @@ class MujocoPictures(gym.Wrapper, RecordConstructorArgs):
         RenderingError: (from `frame` and `render`) if OpenGL does not work.
     """
 
-    def __init__(self, env: gym.Env, camera: int | str | None = None, render_size: int = 240, fast: bool = True):
+    def __init__(
+        self, env: gym.Env, camera: int | str | None = None, render_size: int = 240, fast: bool = True
+    ) -> None:
         RecordConstructorArgs.__init__(self, camera=camera, render_size=render_size, fast=fast)
         gym.Wrapper.__init__(self, env)
         self._fast = fast
@@ -126,15 +141,16 @@ class MujocoPictures(gym.Wrapper, RecordConstructorArgs):
 
     @property
     def _physics(self) -> Physics:
-        return self._own_physics or self.env.unwrapped.physics
+        return self._own_physics or cast("Any", self.env.unwrapped).physics
 
     def frame(self, size: int) -> Picture:
         """The present state as (size, size, 3)."""
         if self._drawn is not self._physics.model.ptr:
             self._prepare_model()
-        if size not in self._cameras:
-            self._cameras[size] = self._make_camera(size)
-        return _frame(self._cameras[size])
+        with _explained():
+            if size not in self._cameras:
+                self._cameras[size] = self._make_camera(size)
+            return np.array(self._cameras[size].render())  # a copy: the camera shows a view of its one buffer
 
     def render(self) -> Any:
         """A film's frame (render_size, render_size, 3), or what the environment gives in another render mode."""
@@ -166,7 +182,7 @@ class MujocoPictures(gym.Wrapper, RecordConstructorArgs):
         if self._camera != -1 or self._own_physics is None:
             return Camera(self._physics, size, size, self._camera)
         camera = MovableCamera(self._physics, size, size)
-        config = getattr(self.env.unwrapped.mujoco_renderer, "default_cam_config", None) or {}
+        config = cast("Any", self.env.unwrapped).mujoco_renderer.default_cam_config or {}
         pose = camera.get_pose()._asdict()
         camera.set_pose(**{key: config.get(key, value) for key, value in pose.items()})
         return camera
@@ -218,17 +234,23 @@ def _physics_of_gymnasium(env: Any) -> Physics:
     return Physics(wrapper.MjData(env.data))
 
 
-def _frame(camera: Camera) -> Picture:
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what MuJoCo and dm_control raise where OpenGL is missing into a `RenderingError` with the fix."""
     from mujoco import FatalError
 
     try:
-        return np.array(camera.render())  # a copy: the camera flips its one buffer
+        yield
     except (FatalError, RuntimeError) as error:
-        raise RenderingError(
-            f"MuJoCo cannot render here (MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}): {error}. On Debian or Ubuntu: "
-            f"apt-get install {' '.join(SYSTEM_PACKAGES)}; then start Python with MUJOCO_GL=egl. "
-            "Everything that needs no pixels (observation='state') works without."
-        ) from error
+        raise RenderingError(_fix(str(error))) from error
+
+
+def _fix(fault: str) -> str:
+    return (
+        f"MuJoCo cannot render here (MUJOCO_GL={os.environ.get('MUJOCO_GL')!r}): {fault.rstrip('.')}. On Debian or "
+        f"Ubuntu: apt-get install {' '.join(SYSTEM_PACKAGES)}; then start Python anew without MUJOCO_GL or with "
+        "MUJOCO_GL=egl. Everything that needs no pixels (observation='state') works without."
+    )
 
 
 def _name(env: gym.Env) -> str:

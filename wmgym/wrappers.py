@@ -50,7 +50,9 @@ class UnitAction(gym.ActionWrapper, RecordConstructorArgs):
 
 
 class ActionRepeat(gym.Wrapper, RecordConstructorArgs):
-    """Does each action `repeat` times: rewards are summed, an end stops it. (Gymnasium has its own from 1.3.)
+    """Does each action `repeat` times: rewards are summed, an end stops it.
+
+    `gymnasium.wrappers.RepeatAction` exists from Gymnasium 1.3 only.
 
     Example:
         >>> env = ActionRepeat(gym.make("CartPole-v1"), 4)

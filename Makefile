@@ -1,0 +1,43 @@
+# make setup   builds .venv (torch first) and checks what rendering needs
+# make test    ruff, mypy and the tests that are not slow
+# make demo    trains a Dreamer, opens its world as Dream-v0, trains PPO or SAC inside; writes runs/demo/
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.wmgym-installed
+
+# Small networks: more threads than one only wait for one another.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup test lint format demo clean
+
+setup: $(STAMP)
+	@$(BIN)/python -m wmgym.check_system
+
+# torch comes first and alone, so that a CPU build which lies beside pip is taken and not another one's CUDA libraries.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("wmgym needs Python 3.10 or newer, and $(PYTHON) is %s: make setup PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)" -e ".[dev]"
+	@touch $(STAMP)
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: setup
+	$(BIN)/python -m agents.zoo.demo
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Hyperparameters, one YAML an algorithm, and the results they gave. Read them with `importlib.resources`."""
