@@ -1,0 +1,486 @@
+"""Many dreams: what they are a function of, and how they begin and end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.error import MissingArgument, ResetNeeded
+from gymnasium.vector import AutoresetMode
+
+from wmgym.dream import DreamEnv, DreamVectorEnv, StartStates, as_model
+from wmgym.spaces import as_dict
+
+from .toy import BOTH, PICTURE, PUSH, VECTOR, ToyState, toy_model, toy_world
+
+ALL_MODES = list(AutoresetMode)
+DISCRETE = spaces.Discrete(3, start=5)
+
+
+def assert_close(one: Any, two: Any) -> None:
+    one, two = as_dict(one), as_dict(two)
+    assert one.keys() == two.keys()
+    for key, array in one.items():
+        assert array.dtype == two[key].dtype
+        # A decoded picture is cut to whole numbers, which may amplify a rounding to one step of 255.
+        np.testing.assert_allclose(array, two[key], atol=1 if array.dtype == np.uint8 else 1e-5)
+
+
+def row(batch: Any, i: int) -> Any:
+    return {key: array[i] for key, array in batch.items()} if isinstance(batch, dict) else batch[i]
+
+
+def actions_for(space: spaces.Space, steps: int, num_envs: int) -> list[np.ndarray]:
+    space.seed(11)
+    return [np.stack([space.sample() for _ in range(num_envs)]) for _ in range(steps)]
+
+
+# -- a dream is a function of model, seed and actions ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("observation", [VECTOR, PICTURE, BOTH], ids=["vector", "picture", "both"])
+@pytest.mark.parametrize("action", [PUSH, DISCRETE], ids=["box", "discrete"])
+def test_row_i_dreams_what_a_single_dream_with_seed_s_plus_i_dreams(observation: Any, action: Any) -> None:
+    model = toy_model(observation, action, continue_logit=2.0)
+    dreams = DreamVectorEnv(5, model, autoreset_mode="Disabled", horizon=20)
+    singles = [DreamEnv(model, horizon=20) for _ in range(5)]
+    batch, _ = dreams.reset(seed=40)
+    for i, single in enumerate(singles):
+        assert_close(row(batch, i), single.reset(seed=40 + i)[0])
+    endings = 0
+    for actions in actions_for(action, 50, 5):
+        batch, rewards, terminated, truncated, _ = dreams.step(actions)
+        for i, single in enumerate(singles):
+            observation_i, reward, end, cut, _ = single.step(actions[i])
+            assert_close(row(batch, i), observation_i)
+            assert (reward, end, cut) == (pytest.approx(rewards[i], abs=1e-5), terminated[i], truncated[i])
+        ended = terminated | truncated
+        endings += ended.sum()
+        if ended.any():
+            batch, _ = dreams.reset(options={"reset_mask": ended})
+            for i in np.flatnonzero(ended):
+                assert_close(row(batch, i), singles[i].reset()[0])
+    assert endings > 5
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_neighbours_and_their_number_change_nothing(mode: AutoresetMode) -> None:
+    model = toy_model(continue_logit=1.0)
+    few, many = (DreamVectorEnv(n, model, autoreset_mode=mode) for n in (2, 9))
+    few.reset(seed=3), many.reset(seed=3)
+    for actions in actions_for(PUSH, 60, 9):
+        a, b = few.step(actions[:2]), many.step(actions)
+        for one, two in zip(a[:4], b[:4], strict=True):
+            assert_close(one, two[:2])
+
+
+def test_the_same_seed_brings_the_same_dream_and_another_seed_another() -> None:
+    def dream(seed: int) -> np.ndarray:
+        dreams = DreamVectorEnv(3, toy_model(), horizon=7)
+        seen = [dreams.reset(seed=seed)[0]]
+        seen += [dreams.step(actions)[0] for actions in actions_for(PUSH, 30, 3)]
+        return np.stack(seen)
+
+    np.testing.assert_array_equal(dream(1), dream(1))
+    assert not np.array_equal(dream(1), dream(2))
+
+
+def test_the_constructors_seed_counts_for_the_first_reset_only() -> None:
+    by_constructor, by_reset = DreamVectorEnv(2, toy_model(), seed=9), DreamVectorEnv(2, toy_model())
+    np.testing.assert_array_equal(by_constructor.reset()[0], by_reset.reset(seed=9)[0])
+    np.testing.assert_array_equal(by_constructor.reset()[0], by_reset.reset()[0])
+
+
+def test_unseeded_environments_differ() -> None:
+    dreams = [DreamVectorEnv(4, toy_model()) for _ in range(2)]
+    for d in dreams:
+        d.reset()
+    zeros = np.zeros((4, 2), np.float32)
+    assert not np.array_equal(dreams[0].step(zeros)[0], dreams[1].step(zeros)[0])
+
+
+def test_an_episode_does_not_depend_on_how_the_last_one_went() -> None:
+    dreams = DreamVectorEnv(1, toy_model(), autoreset_mode="Disabled", termination="never")
+    ends = []
+    for steps in (1, 13):
+        dreams.reset(seed=5)
+        for actions in actions_for(PUSH, steps, 1):
+            dreams.step(actions)
+        first, _ = dreams.reset()
+        ends.append(np.concatenate([first, dreams.step(np.zeros((1, 2), np.float32))[0]]))
+    np.testing.assert_array_equal(ends[0], ends[1])
+
+
+def test_seeds_one_each_and_none_goes_on() -> None:
+    dreams, other = DreamVectorEnv(2, toy_model()), DreamVectorEnv(2, toy_model())
+    listed, _ = dreams.reset(seed=[50, 2**63 + 5])
+    assert_close(listed[:1], other.reset(seed=50)[0][:1])
+    dreams.reset(seed=[8, None])
+    assert_close(dreams.step(np.zeros((2, 2)))[0][0], _first_step(8))
+
+
+def _first_step(seed: int) -> np.ndarray:
+    dream = DreamEnv(toy_model())
+    dream.reset(seed=seed)
+    return dream.step(np.zeros(2))[0]
+
+
+# -- branching ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ALL_MODES)
+def test_a_state_replays_exactly(mode: AutoresetMode) -> None:
+    termination = "never" if mode is AutoresetMode.DISABLED else "sample"
+    make = {"autoreset_mode": mode, "horizon": 100 if termination == "never" else 9, "termination": termination}
+    dreams = DreamVectorEnv(3, toy_model(BOTH, continue_logit=1.0), **make)
+    dreams.reset(seed=0)
+    actions = actions_for(PUSH, 30, 3)
+    seen = [dreams.step(a)[0] for a in actions[:10]]
+    state = dreams.get_state()
+    future = [dreams.step(a) for a in actions[10:]]
+
+    again = dreams.set_state(state)
+    assert_close(again, seen[-1])
+    elsewhere = DreamVectorEnv(3, toy_model(BOTH, continue_logit=1.0), **make)
+    elsewhere.set_state(state)
+    for a, then in zip(actions[10:], future, strict=True):
+        for replay in (dreams.step(a), elsewhere.step(a)):
+            for key, array in then[0].items():
+                np.testing.assert_array_equal(replay[0][key], array)
+            for one, two in zip(replay[1:4], then[1:4], strict=True):
+                np.testing.assert_array_equal(one, two)
+
+
+def test_a_state_is_untouched_by_later_steps() -> None:
+    dreams = DreamVectorEnv(2, toy_model())
+    dreams.reset(seed=0)
+    state = dreams.get_state()
+    before = state.world.x.clone()
+    for actions in actions_for(PUSH, 3, 2):
+        dreams.step(actions)
+    assert torch.equal(state.world.x, before)
+    assert not state.steps.any()
+    assert not (state.counters - 1).any()
+
+
+def test_set_state_of_another_size_is_refused() -> None:
+    dreams, others = DreamVectorEnv(2, toy_model()), DreamVectorEnv(3, toy_model())
+    others.reset(seed=0)
+    with pytest.raises(ValueError, match="of 2 environments"):
+        dreams.set_state(others.get_state())
+
+
+# -- ends and new beginnings ----------------------------------------------------------------------------------
+
+
+def test_next_step_ignores_the_action_after_an_end() -> None:
+    dreams = DreamVectorEnv(2, toy_model(), horizon=2, termination="never")
+    assert dreams.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    _first, _ = dreams.reset(seed=0)
+    dreams.step(np.zeros((2, 2)))
+    _, _, terminated, truncated, infos = dreams.step(np.zeros((2, 2)))
+    assert truncated.all()
+    assert not terminated.any()
+    assert infos == {}
+    fresh, rewards, terminated, truncated, _ = dreams.step(np.full((2, 2), np.nan))
+    assert not rewards.any()
+    assert not terminated.any()
+    assert not truncated.any()
+    again = DreamVectorEnv(2, toy_model())
+    again.reset(seed=0)
+    assert_close(fresh, again.reset()[0])
+
+
+def test_same_step_shows_the_new_beginning_and_keeps_the_end_in_the_info() -> None:
+    make = {"horizon": 2, "termination": "never"}
+    same = DreamVectorEnv(2, toy_model(BOTH), autoreset_mode=AutoresetMode.SAME_STEP, **make)
+    plain = DreamVectorEnv(2, toy_model(BOTH), autoreset_mode=AutoresetMode.DISABLED, **make)
+    same.reset(seed=0), plain.reset(seed=0)
+    zeros = np.zeros((2, 2))
+    assert same.step(zeros)[4] == {}
+    plain.step(zeros)
+    shown, reward, _, truncated, infos = same.step(zeros)
+    last, plain_reward, *_ = plain.step(zeros)
+    assert truncated.all()
+    assert infos["_final_obs"].all()
+    assert infos["_final_info"].all()
+    np.testing.assert_array_equal(reward, plain_reward)
+    for i in range(2):
+        assert_close(infos["final_obs"][i], row(last, i))
+    assert_close(shown, plain.reset()[0])
+
+
+def test_same_step_leaves_those_alone_that_go_on() -> None:
+    model = toy_model(continue_logit=1.0)
+    same = DreamVectorEnv(6, model, autoreset_mode="SameStep")
+    other = DreamVectorEnv(6, model, autoreset_mode="NextStep")
+    same.reset(seed=1), other.reset(seed=1)
+    zeros = np.zeros((6, 2))
+    while True:
+        shown, _, ended, _, infos = same.step(zeros)
+        last, *_ = other.step(zeros)
+        if 0 < ended.sum() < 6:
+            break
+        assert not ended.any()
+    assert_close(shown[~ended], last[~ended])
+    assert_close(np.stack(infos["final_obs"][ended]), last[ended])
+    assert all(entry is None for entry in infos["final_obs"][~ended])
+
+
+def test_disabled_waits_for_a_reset_and_resets_by_mask() -> None:
+    dreams = DreamVectorEnv(3, toy_model(), autoreset_mode="Disabled", horizon=2, termination="never")
+    dreams.reset(seed=0)
+    dreams.step(np.zeros((3, 2)))
+    mask = np.array([False, True, False])
+    before = dreams.get_state().world.x
+    dreams.reset(options={"reset_mask": mask})
+    after = dreams.get_state()
+    assert torch.equal(after.world.x[~mask], before[~mask])
+    assert list(after.steps) == [1, 0, 1]
+    _, _, _, truncated, _ = dreams.step(np.zeros((3, 2)))
+    assert list(truncated) == [True, False, True]
+    with pytest.raises(ResetNeeded, match=r"dreams \[0, 2\] have ended"):
+        dreams.step(np.zeros((3, 2)))
+    dreams.reset(options={"reset_mask": truncated})
+    dreams.step(np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize(("termination", "logit", "share"), [
+    ("never", -9.0, 0.0), ("threshold", 9.0, 0.0), ("threshold", -9.0, 1.0), ("sample", 60.0, 0.0),
+    ("sample", -60.0, 1.0),
+])  # fmt: skip
+def test_terminations(termination: Any, logit: float, share: float) -> None:
+    dreams = DreamVectorEnv(8, toy_model(continue_logit=logit), termination=termination, autoreset_mode="SameStep")
+    dreams.reset(seed=0)
+    assert np.mean([dreams.step(a)[2] for a in actions_for(PUSH, 5, 8)]) == share
+
+
+def test_sampled_terminations_come_as_often_as_the_world_predicts() -> None:
+    world = toy_world(continue_logit=1.0)
+    torch.nn.init.zeros_(world.drift.weight), torch.nn.init.zeros_(world.drift.bias)
+    starts = StartStates(ToyState(torch.zeros(1, 4), torch.zeros(1)), torch.tensor([True]))
+    dreams = DreamVectorEnv(2000, as_model(world, starts), autoreset_mode="SameStep", temperature=0.0)
+    dreams.reset(seed=0)
+    share = dreams.step(np.zeros((2000, 2)))[2].mean()
+    expected = 1 - 1 / (1 + np.exp(-1.0))
+    assert abs(share - expected) < 5 * np.sqrt(expected * (1 - expected) / 2000)
+
+
+def test_the_horizon_comes_from_the_argument_else_from_the_file_else_is_the_default() -> None:
+    model = toy_model()
+    known = as_model(model.world, model.starts, {"max_episode_steps": 123})
+    assert DreamVectorEnv(1, known).horizon == 123
+    assert DreamVectorEnv(1, known, max_episode_steps=400).horizon == 400
+    assert DreamVectorEnv(1, known, max_episode_steps=400, horizon=15).horizon == 15
+    assert DreamVectorEnv(1, model).horizon == 1000
+
+
+# -- where dreams begin ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("start", "expected"), [("episode", 3), ("any", 6)])
+def test_starts_are_drawn_from_those_asked_for(start: Any, expected: int) -> None:
+    model = toy_model()
+    dreams = DreamVectorEnv(200, model, start=start, observation="latent")
+    observation, _ = dreams.reset(seed=0)
+    drawn = {round(float(x), 4) for x in observation[:, 0]}
+    assert drawn == {round(float(x), 4) for x in model.starts.states.x[:expected, 0]}
+
+
+def test_a_start_can_be_chosen() -> None:
+    model = toy_model()
+    dreams = DreamVectorEnv(3, model, observation="latent")
+    xs = model.starts.states.x.numpy()
+    np.testing.assert_array_equal(dreams.reset(options={"start": 4})[0], xs[[4, 4, 4]])
+    np.testing.assert_array_equal(dreams.reset(options={"start": np.array([5, 0, 2])})[0], xs[[5, 0, 2]])
+
+
+def test_a_dream_can_begin_from_an_observation() -> None:
+    dreams = DreamVectorEnv(3, toy_model(BOTH), observation="latent")
+    seen = BOTH.sample()
+    batch = {key: np.stack([array] * 3) for key, array in seen.items()}
+    observation, _ = dreams.reset(seed=0, options={"observation": batch})
+    single, _ = DreamEnv(toy_model(BOTH), observation="latent").reset(seed=2, options={"observation": seen})
+    assert_close(observation[2], single)
+    assert not np.array_equal(observation[0], observation[1])  # each has its own draw
+
+
+def test_a_dream_can_begin_from_a_world_state() -> None:
+    dreams = DreamVectorEnv(2, toy_model(), observation="latent")
+    state = ToyState(torch.full((2, 4), 0.25), torch.zeros(2))
+    observation, _ = dreams.reset(options={"state": state})
+    np.testing.assert_array_equal(observation, np.full((2, 4), 0.25, np.float32))
+    dreams.step(np.zeros((2, 2)))
+    assert torch.equal(state.x, torch.full((2, 4), 0.25))
+
+
+# -- observations, actions, pictures --------------------------------------------------------------------------
+
+
+def test_decoded_observations_are_of_the_real_space_and_latent_ones_are_features() -> None:
+    dreams = DreamVectorEnv(4, toy_model(BOTH))
+    assert dreams.single_observation_space == BOTH
+    observation, _ = dreams.reset(seed=0)
+    assert observation in dreams.observation_space
+    assert np.abs(observation["speed"]).max() == np.float32(0.1)  # clipped to the bounds
+    latent = DreamVectorEnv(4, toy_model(BOTH), observation="latent")
+    features, _ = latent.reset(seed=0)
+    assert features in latent.observation_space
+    assert features.shape == (4, 4)
+
+
+def test_arrays_are_fresh_at_every_step() -> None:
+    for observation in ("decoded", "latent"):
+        dreams = DreamVectorEnv(2, toy_model(), observation=observation)
+        first, _ = dreams.reset(seed=0)
+        kept = dreams.get_state().world.x
+        first[:] = 7.0
+        assert torch.equal(dreams.get_state().world.x, kept)
+        outs = [dreams.step(np.zeros((2, 2)))[:4] for _ in range(2)]
+        for one, two in zip(*outs, strict=True):
+            assert not np.shares_memory(one, two)
+
+
+def test_box_actions_are_scaled_and_clipped() -> None:
+    wide = toy_model(action=spaces.Box(np.array([-2, 0], np.float32), np.array([2, 10], np.float32)))
+    unit = toy_model()
+    steps = []
+    for model, action in [(unit, [1, -1]), (wide, [2, 0]), (wide, [99, -99])]:
+        dreams = DreamVectorEnv(1, model)
+        dreams.reset(seed=0)
+        steps.append(dreams.step(np.array([action], np.float32))[0])
+    np.testing.assert_array_equal(steps[0], steps[1])
+    np.testing.assert_array_equal(steps[0], steps[2])
+
+
+def test_temperature_zero_takes_the_worlds_chance_away() -> None:
+    dreams = DreamVectorEnv(2, toy_model(), temperature=0.0, termination="never")
+    dreams.reset(seed=0, options={"start": 0})
+    observation, *_ = dreams.step(np.zeros((2, 2)))
+    np.testing.assert_array_equal(observation[0], observation[1])
+
+
+def test_pictures_of_all_dreams() -> None:
+    dreams = DreamVectorEnv(3, toy_model(BOTH), render_mode="rgb_array")
+    observation, _ = dreams.reset(seed=0)
+    frames = dreams.render()
+    assert frames is not None
+    assert len(frames) == 3
+    np.testing.assert_array_equal(np.stack(frames), observation["image"])
+
+
+def test_a_grey_world_is_shown_in_three_channels() -> None:
+    dreams = DreamVectorEnv(1, toy_model(spaces.Box(0, 255, (40, 36, 1), np.uint8)), render_mode="rgb_array")
+    dreams.reset(seed=0)
+    assert dreams.render()[0].shape == (40, 36, 3)
+
+
+def test_a_worlds_own_renderer_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model()
+    picture = lambda features: torch.full((len(features), 8, 9, 3), 5, dtype=torch.uint8)  # noqa: E731
+    monkeypatch.setattr(model.world, "render", picture, raising=False)
+    dreams = DreamVectorEnv(2, model, render_mode="rgb_array")
+    dreams.reset(seed=0)
+    assert [frame.shape for frame in dreams.render()] == [(8, 9, 3)] * 2
+
+
+# -- bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    ({"observation": "pixels"}, "observation='pixels' is unknown: choose one of 'decoded', 'latent'"),
+    ({"start": "end"}, "start='end' is unknown"),
+    ({"termination": "maybe"}, "termination='maybe' is unknown"),
+    ({"horizon": 0}, "horizon .* must be 1 or more, not 0"),
+    ({"temperature": -1.0}, "temperature not negative"),
+    ({"num_envs": 0}, "num_envs must be 1 or more"),
+    ({"autoreset_mode": "Sometimes"}, "Sometimes"),
+    ({"render_mode": "rgb_array"}, "this world decodes no picture"),
+    ({"device": "cuda"}, "The live world is on cpu"),
+])  # fmt: skip
+def test_arguments_that_cannot_be(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        DreamVectorEnv(**{"num_envs": 1, "model": toy_model(), **arguments})
+
+
+def test_a_model_is_needed_and_must_be_one() -> None:
+    with pytest.raises(MissingArgument, match="A dream needs a model"):
+        DreamVectorEnv(2)
+    with pytest.raises(TypeError, match="model must be a checkpoint's path, a World or as_model"):
+        DreamVectorEnv(2, 42)
+
+
+@pytest.mark.parametrize(("actions", "text"), [
+    (np.zeros((3, 2)), "2 environments take"),
+    (np.zeros((2, 3)), "a batch of Box"),
+    (np.array([[0, 0], [0, np.nan]]), "The action of environment 1 is not finite"),
+    (np.array([["a", "b"], ["c", "d"]]), "are numbers"),
+])  # fmt: skip
+def test_box_actions_that_cannot_be(actions: Any, text: str) -> None:
+    dreams = DreamVectorEnv(2, toy_model())
+    dreams.reset(seed=0)
+    with pytest.raises(ValueError, match=text):
+        dreams.step(actions)
+
+
+@pytest.mark.parametrize(("actions", "text"), [
+    ([5, 8], r"The action of environment 1 is not in Discrete\(3, start=5\): 8"),
+    ([4, 5], "The action of environment 0 is not in"),
+    ([5.0, 6.0], "are integers, not float64"),
+])  # fmt: skip
+def test_discrete_actions_that_cannot_be(actions: Any, text: str) -> None:
+    dreams = DreamVectorEnv(2, toy_model(action=DISCRETE))
+    dreams.reset(seed=0)
+    with pytest.raises(ValueError, match=text):
+        dreams.step(np.array(actions))
+
+
+@pytest.mark.parametrize(("options", "error", "text"), [
+    ({"begin": 3}, ValueError, "Unknown reset option 'begin'"),
+    ({"start": 1, "state": 2}, ValueError, "exclude each other"),
+    ({"start": 6}, IndexError, r"6 start states \(0 to 5\)"),
+    ({"start": -1}, IndexError, "6 start states"),
+    ({"start": [1.5, 2.0]}, ValueError, "must be an integer"),
+    ({"start": [1, 2, 3]}, ValueError, r"integer array \(2,\)"),
+    ({"observation": np.zeros((2, 4))}, ValueError, r"'observation' has shape \(2, 4\), not \(2, 3\)"),
+    ({"observation": np.full((2, 3), np.nan)}, ValueError, "holds NaN"),
+    ({"observation": {"image": 0}}, ValueError, "lacks 'observation'"),
+    ({"state": np.zeros((2, 4))}, ValueError, "must be a ToyState"),
+    ({"state": ToyState(torch.zeros(3, 4), torch.zeros(3))}, ValueError, r"x has shape \(3, 4\), not \(2, 4\)"),
+    ({"reset_mask": [True, False]}, ValueError, "must be a bool array"),
+    ({"reset_mask": np.array([False, False])}, ValueError, "at least one True"),
+    ({"reset_mask": np.array([True, False])}, ResetNeeded, "first reset must begin all"),
+])  # fmt: skip
+def test_reset_options_that_cannot_be(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        DreamVectorEnv(2, toy_model()).reset(options=options)
+
+
+def test_seeds_must_be_as_many_as_environments() -> None:
+    with pytest.raises(ValueError, match="3 seeds for 2 environments"):
+        DreamVectorEnv(2, toy_model()).reset(seed=[1, 2, 3])
+
+
+def test_nothing_goes_before_reset() -> None:
+    dreams = DreamVectorEnv(2, toy_model(PICTURE), render_mode="rgb_array")
+    for call in (lambda: dreams.step(np.zeros((2, 2))), dreams.render, dreams.get_state):
+        with pytest.raises(ResetNeeded, match="Call reset before"):
+            call()
+
+
+def test_a_world_without_starts_says_how_to_begin() -> None:
+    dreams = DreamVectorEnv(1, toy_world())
+    with pytest.raises(ValueError, match=r"no start states.*begin from an observation"):
+        dreams.reset(seed=0)
+    dreams.reset(seed=0, options={"observation": np.zeros((1, 3), np.float32)})
+
+
+def test_no_first_steps_among_the_starts() -> None:
+    world = toy_world()
+    starts = StartStates(world.initial(2), torch.tensor([False, False]))
+    with pytest.raises(ValueError, match="use start='any'"):
+        DreamVectorEnv(1, as_model(world, starts)).reset()
+    DreamVectorEnv(1, as_model(world, starts), start="any").reset()
