@@ -235,9 +235,7 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         device = self.world.device
         self._state = map_state(lambda leaf: leaf.to(device, copy=True), state.world)
         self._steps, self._ended = state.steps.copy(), state.ended.copy()
-        self._streams = DreamStreams(state.keys, device)
-        self._streams.keys = state.keys.to(device, copy=True)
-        self._streams.counters = state.counters.to(device, copy=True)
+        self._streams = DreamStreams.at(state.keys, state.counters, device)
         with torch.no_grad():
             return self._observe(self._state)
 
@@ -263,8 +261,11 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
     ) -> None:
         """Begin the next episode in the environments of `mask` `(num_envs,)`."""
         rows = self._indices(np.flatnonzero(mask))
-        streams = self._streams or DreamStreams(torch.zeros(self.num_envs, dtype=torch.int64), self.world.device)
-        streams = self._reseed(streams, mask, seeds or [None] * self.num_envs)
+        # On a copy: a reset that fails leaves the dream as it was.
+        zeros = torch.zeros(self.num_envs, dtype=torch.int64)
+        old = (self._streams.keys, self._streams.counters) if self._streams else (zeros, zeros)
+        streams = DreamStreams.at(*old, device=self.world.device)
+        self._reseed(streams, mask, seeds or [None] * self.num_envs)
         noise = streams.borrow(rows)
         first = self._begin_with(rows, self.num_envs, source or {}, noise)
         streams.give_back(rows, noise)
@@ -275,7 +276,7 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self._steps[mask] = 0
         self._ended[mask] = False
 
-    def _reseed(self, streams: DreamStreams, mask: np.ndarray, seeds: list[int | None]) -> DreamStreams:
+    def _reseed(self, streams: DreamStreams, mask: np.ndarray, seeds: list[int | None]) -> None:
         seeded = np.flatnonzero(mask & np.array([seed is not None for seed in seeds]))
         continued = np.setdiff1d(np.flatnonzero(mask), seeded)
         if len(seeded):
@@ -284,7 +285,6 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             streams.reseed(self._indices(seeded), torch.from_numpy(folded))
         if len(continued):
             streams.next_episode(self._indices(continued))
-        return streams
 
     def _restart(self, observation: Any) -> dict[str, Any]:
         """Begin anew where episodes have just ended, in place; returns the last observations as infos."""
