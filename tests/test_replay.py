@@ -149,10 +149,11 @@ def test_short_episodes_are_kept() -> None:
 def test_too_few_steps_say_how_many_are_there() -> None:
     replay = make(capacity=40, n_envs=2)
     fill(replay, range(5))
-    assert replay.can_sample(5) and not replay.can_sample(6)
+    assert replay.can_sample(5)
+    assert not replay.can_sample(6)
     with pytest.raises(ValueError, match="longest stream holds 5 steps, a sequence needs 6"):
         replay.sample(1, 6)
-    with pytest.raises(ValueError, match=r"never fit.*20 steps"):
+    with pytest.raises(ValueError, match=r"never fit.*20 steps of each of 2"):
         replay.sample(1, 21)
     with pytest.raises(ValueError, match="length must be 1 or more"):
         replay.sample(1, 0)

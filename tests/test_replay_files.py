@@ -115,7 +115,8 @@ def test_save_and_load_are_equal_with_random_state(tmp_path: Path, added: int, t
     path = replay.save(tmp_path / "replay")
     assert path == tmp_path / "replay.zip"
     loaded = SequenceReplay.load(tmp_path / "replay", folder=tmp_path / "maps" if to_folder else None)
-    assert loaded.observation_space == BOX and loaded.action_space == ACTION
+    assert loaded.observation_space == BOX
+    assert loaded.action_space == ACTION
     for newest_first in (False, True):
         assert_equal_batches(replay.sample(9, 7, newest_first), loaded.sample(9, 7, newest_first))
     for one in (replay, loaded):
@@ -159,6 +160,13 @@ def test_wrong_spaces_are_named(tmp_path: Path) -> None:
         SequenceReplay.load(path, BOX, spaces.Box(-1, 1, (2,)))
 
 
+def fault_of(path: Path) -> tuple[str, SequenceReplay | None]:
+    try:
+        return "", SequenceReplay.load(path)
+    except CheckpointError as error:
+        return str(error), None
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     replay = make()
     fill(replay, range(60))
@@ -168,17 +176,16 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[offset] ^= 0x10
         path.write_bytes(damaged)
-        try:
-            loaded = SequenceReplay.load(path)
-        except CheckpointError as error:
-            assert str(path) in str(error) or "description of a space" in str(error)
-        else:
+        fault, loaded = fault_of(path)
+        if loaded is None:
+            assert str(path) in fault
+        else:  # a byte without meaning, such as an entry's date
             assert np.array_equal(loaded._storage.arrays["reward"], replay._storage.arrays["reward"])
     for content in (whole[:-10], whole[: len(whole) // 2], b"", b"no zip"):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"r\.zip"):
             SequenceReplay.load(path)
-    with pytest.raises(CheckpointError, match="missing"):
+    with pytest.raises(CheckpointError, match=r"missing does not exist, nor missing\.zip"):
         SequenceReplay.load(tmp_path / "missing")
 
 

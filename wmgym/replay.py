@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
+from wmgym.checkpoint import space_from_json, space_to_json
+from wmgym.files import DAMAGE, CheckpointError, find, with_zip_suffix
 from wmgym.replay_files import (
-    DAMAGE,
     FORMAT,
     FORMAT_VERSION,
     archive_header,
@@ -27,11 +27,11 @@ from wmgym.replay_files import (
     read_json,
     read_zip,
     require_same_spaces,
-    with_suffix,
     write_json,
     write_zip,
 )
 from wmgym.replay_storage import FLAGS, INDEX, OBSERVATION_PREFIX, RingStorage, grouped, step_fields
+from wmgym.replay_streams import Streams
 from wmgym.spaces import as_dict
 from wmgym.worlds.base import SequenceBatch
 
@@ -105,24 +105,19 @@ class SequenceReplay:
         self.n_envs = n_envs
         self.capacity = capacity // n_envs * n_envs
         self._fields = step_fields(observation_space, action_space)
-        self._rng = np.random.default_rng(seed)
-        # By stream, whose steps are numbered from the first one ever added: the oldest step held, the next one to
-        # come, and the next one that the online queue has not served.
-        self._oldest, self._count, self._served = np.zeros((3, n_envs), np.int64)
-        self._cut = np.zeros(n_envs, bool)
-        self._all_envs = np.arange(n_envs)
+        self._streams = Streams(n_envs, capacity // n_envs, seed)
         self._folder = None if folder is None else Path(folder)
         index = self._read_index()
         self._storage = RingStorage(self._fields, capacity // n_envs, n_envs, self._folder)
         if index is not None:
-            self._oldest, self._count = np.array([self._storage.held(env) for env in range(n_envs)]).T
-            self._restore(index["state"])
+            self._streams.ranges = [self._storage.held(env) for env in range(n_envs)]
+            self._streams.restore(index["state"])
         elif self._folder is not None:
             write_json(self._folder / INDEX, self._header())
 
     def __len__(self) -> int:
         """Steps stored, all environments together."""
-        return int((self._count - self._oldest).sum())
+        return int(self._streams.held.sum())
 
     @property
     def step_bytes(self) -> int:
@@ -157,19 +152,17 @@ class SequenceReplay:
         Raises:
             ValueError: for a wrong shape or key, NaN or infinity; nothing is stored then.
         """
-        rows = self._all_envs if envs is None else self._checked_envs(envs)
+        rows = self._streams.all if envs is None else self._streams.checked(envs)
         values = {OBSERVATION_PREFIX + key: value for key, value in as_dict(observation).items()}
         values |= {"action": action, "reward": reward, "is_first": is_first, "is_terminal": is_terminal}
         if values.keys() != self._fields.keys():
             wanted, got = self._fields.keys() - values.keys(), values.keys() - self._fields.keys()
             raise ValueError(f"The observation lacks {sorted(wanted)} and has unknown {sorted(got)} (keys).")
         values = {name: self._checked(name, value, rows) for name, value in values.items()}
-        if self._cut.any():
-            self._begin_stretch(values, rows)
-        steps = self._count[rows]
-        self._oldest[rows] = np.maximum(self._oldest[rows], steps + 1 - self._storage.rows)
-        self._storage.write(rows, steps, values)
-        self._count[rows] = steps + 1
+        if self._streams.cut.any():
+            _begin_stretch(values, self._streams.cut[rows])
+        self._storage.write(rows, self._streams.count[rows], values)
+        self._streams.advance(rows)
 
     def mark_cut(self, env_index: int | None = None) -> None:
         """Let the next step begin a new stretch, because it does not follow from the last one stored.
@@ -180,11 +173,11 @@ class SequenceReplay:
         Args:
             env_index: the stream that was cut; None means all.
         """
-        self._cut[slice(None) if env_index is None else env_index] = True
+        self._streams.cut[slice(None) if env_index is None else env_index] = True
 
     def can_sample(self, length: int) -> bool:
         """Whether some stream holds a sequence of `length` steps."""
-        return int((self._count - self._oldest).max()) >= length
+        return int(self._streams.held.max()) >= length
 
     def sample(
         self, batch_size: int, length: int, newest_first: bool = False, device: torch.device | str = "cpu"
@@ -205,10 +198,10 @@ class SequenceReplay:
         Raises:
             ValueError: if no stream holds `length` steps.
         """
-        self._require(length)
-        envs, steps = self._new_chunks(batch_size, length) if newest_first else _NOTHING
+        self._streams.require(length)
+        envs, steps = self._streams.new_chunks(batch_size, length) if newest_first else _NOTHING
         if len(steps) < batch_size:
-            drawn_envs, drawn_steps = self._uniform(batch_size - len(steps), length)
+            drawn_envs, drawn_steps = self._streams.uniform(batch_size - len(steps), length)
             envs, steps = np.concatenate([envs, drawn_envs]), np.concatenate([steps, drawn_steps])
         arrays = self._storage.gather(envs, steps + np.arange(length)[:, None])
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
@@ -223,10 +216,10 @@ class SequenceReplay:
         Args:
             env: only this stream; None means all.
         """
-        before = self._count.copy()
+        before = self._streams.count.copy()
         for stream in range(self.n_envs) if env is None else (env,):
             for start, stop in self._episode_bounds(stream):
-                if not np.array_equal(before, self._count):
+                if not np.array_equal(before, self._streams.count):
                     raise RuntimeError("The replay changed while its episodes were read: list them first.")
                 arrays = self._storage.gather(np.array(stream), np.arange(start, stop))
                 yield Episode(env=stream, **grouped(arrays))
@@ -247,8 +240,8 @@ class SequenceReplay:
             The path written.
         """
         self.flush()
-        path = with_suffix(path)
-        write_zip(path, self._header(), self._storage, self._ranges())
+        path = with_zip_suffix(path)
+        write_zip(path, self._header(), self._storage, self._streams.ranges)
         return path
 
     @classmethod
@@ -270,7 +263,7 @@ class SequenceReplay:
         Raises:
             CheckpointError: if the file is missing, damaged, no replay, or of other spaces.
         """
-        path = with_suffix(path)
+        path = find(path)
         try:
             with zipfile.ZipFile(path) as archive:
                 return cls._from_archive(path, archive, observation_space, action_space, folder)
@@ -279,12 +272,7 @@ class SequenceReplay:
 
     def get_state(self) -> dict[str, Any]:
         """Counters and random state as JSON data; with the stored steps, all that sampling depends on."""
-        return {
-            "rng": self._rng.bit_generator.state,
-            "count": self._count.tolist(),
-            "served": self._served.tolist(),
-            "cut": self._cut.tolist(),
-        }
+        return self._streams.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go back to where `get_state` was called; steps added since are dropped, overwritten ones stay lost.
@@ -292,22 +280,18 @@ class SequenceReplay:
         Raises:
             ValueError: if the state belongs to a replay with more steps, or its steps are no longer held.
         """
-        count = np.array(state["count"], np.int64)
-        if count.shape != self._count.shape or (count < self._oldest).any() or (count > self._count).any():
+        ranges = self._streams.ranges
+        if len(state["count"]) != self.n_envs or not all(
+            oldest <= count <= newest for count, (oldest, newest) in zip(state["count"], ranges)
+        ):
             raise ValueError(
                 f"The state belongs to a replay after {state['count']} steps by stream; this one holds the steps "
-                f"{self._ranges()}."
+                f"{ranges}."
             )
-        for env, (start, stop) in enumerate(zip(count.tolist(), self._count.tolist(), strict=True)):
-            self._storage.mark(env, start, stop, whole=False)
-        self._count = count
-        self._restore(state)
-
-    def _checked_envs(self, envs: Sequence[int] | np.ndarray) -> np.ndarray:
-        rows = np.asarray(envs, np.int64)
-        if len(np.unique(rows)) != len(rows) or (len(rows) and not (rows.min() >= 0 and rows.max() < self.n_envs)):
-            raise ValueError(f"envs must be distinct numbers from 0 to {self.n_envs - 1}, not {rows.tolist()}.")
-        return rows
+        for env, (count, (_, newest)) in enumerate(zip(state["count"], ranges)):
+            self._storage.mark(env, count, newest, whole=False)
+        self._streams.ranges = [(oldest, count) for count, (oldest, _) in zip(state["count"], ranges)]
+        self._streams.restore(state)
 
     def _checked(self, name: str, value: Any, rows: np.ndarray) -> np.ndarray:
         field = self._fields[name]
@@ -326,56 +310,13 @@ class SequenceReplay:
             )
         return array
 
-    def _begin_stretch(self, values: dict[str, np.ndarray], rows: np.ndarray) -> None:
-        for name, start in (("is_first", True), ("action", 0), ("reward", 0)):
-            values[name] = values[name].copy()
-            values[name][self._cut[rows]] = start
-        self._cut[rows] = False
-
-    def _require(self, length: int) -> None:
-        if length < 1:
-            raise ValueError(f"A sequence of {length} steps cannot be sampled: length must be 1 or more.")
-        if length > self._storage.rows:
-            raise ValueError(
-                f"Sequences of {length} steps never fit: the capacity of {self.capacity} leaves each of "
-                f"{self.n_envs} streams {self._storage.rows} steps. Raise the capacity."
-            )
-        if not self.can_sample(length):
-            held = int((self._count - self._oldest).max())
-            raise ValueError(f"The longest stream holds {held} steps, a sequence needs {length}: collect more first.")
-
-    def _uniform(self, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        starts = np.maximum(self._count - self._oldest - length + 1, 0)  # (n_envs,) places to start at
-        ends = np.cumsum(starts)
-        drawn = self._rng.integers(0, ends[-1], size)
-        envs = np.searchsorted(ends, drawn, side="right")
-        return envs, self._oldest[envs] + drawn - (ends - starts)[envs]
-
-    def _new_chunks(self, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        np.maximum(self._served, self._oldest, out=self._served)
-        waiting = np.minimum((self._count - self._served) // length, size)  # (n_envs,)
-        envs = np.repeat(self._all_envs, waiting)
-        chunk = np.arange(len(envs)) - np.repeat(np.cumsum(waiting) - waiting, waiting)  # 0, 1, ... in each stream
-        steps = self._served[envs] + chunk * length
-        order = np.argsort(steps, kind="stable")[:size]
-        self._served += length * np.bincount(envs[order], minlength=self.n_envs)
-        return envs[order], steps[order]
-
     def _episode_bounds(self, env: int) -> Iterator[tuple[int, int]]:
-        steps = np.arange(self._oldest[env], self._count[env])
+        steps = np.arange(*self._streams.ranges[env])
         flags = {name: self._storage.arrays[name][env, steps % self._storage.rows] for name in FLAGS}
         starts = steps[flags["is_first"]].tolist()
         yield from pairwise(starts)
         if starts and flags["is_terminal"][-1]:
-            yield starts[-1], int(self._count[env])
-
-    def _ranges(self) -> list[tuple[int, int]]:
-        return list(zip(self._oldest.tolist(), self._count.tolist(), strict=True))
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self._rng.bit_generator.state = state["rng"]
-        self._served[:] = state["served"]
-        self._cut[:] = state["cut"]
+            yield starts[-1], int(steps[-1]) + 1
 
     def _header(self) -> dict[str, Any]:
         return {
@@ -385,7 +326,7 @@ class SequenceReplay:
             "action_space": space_to_json(self.action_space),
             "capacity": self.capacity,
             "n_envs": self.n_envs,
-            "oldest": self._oldest.tolist(),
+            "oldest": self._streams.oldest.tolist(),
             "state": self.get_state(),
         }
 
@@ -422,8 +363,14 @@ class SequenceReplay:
             header["n_envs"],
             folder,
         )
-        replay._oldest, replay._count = np.array([header["oldest"], header["state"]["count"]], np.int64)
-        read_zip(path, archive, replay._storage, replay._ranges())
-        replay._restore(header["state"])
+        replay._streams.ranges = list(zip(header["oldest"], header["state"]["count"]))
+        replay._streams.restore(header["state"])
+        read_zip(path, archive, replay._storage, replay._streams.ranges)
         replay.flush()
         return replay
+
+
+def _begin_stretch(values: dict[str, np.ndarray], cut: np.ndarray) -> None:
+    for name, start in (("is_first", True), ("action", 0), ("reward", 0)):
+        values[name] = values[name].copy()  # it may be the caller's own array
+        values[name][cut] = start

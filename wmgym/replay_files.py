@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import json
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from gymnasium import spaces
 
-from wmgym.checkpoint import CheckpointError, atomic_writer, space_from_json
+from wmgym.checkpoint import space_from_json
+from wmgym.files import DAMAGE, CheckpointError, atomic_writer
 from wmgym.replay_storage import INDEX, RingStorage, observation_fields
+from wmgym.replay_streams import Ranges
 from wmgym.spaces import action_size
 
 FORMAT = "wmgym-replay"
 FORMAT_VERSION = 1
 _MAX_INDEX_BYTES = 64 << 20
 _CHUNK = 16 << 20  # bytes read at a time
-
-DAMAGE = (OSError, EOFError, ValueError, MemoryError, RuntimeError, zipfile.BadZipFile, struct.error, zlib.error)
-"""What reading a damaged zip raises (RuntimeError: an entry that claims to be encrypted or of an unknown method)."""
-
-Ranges = Sequence[tuple[int, int]]
-"""The steps held of each stream: (oldest, newest + 1)."""
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -94,12 +88,6 @@ def read_zip(path: Path, archive: zipfile.ZipFile, storage: RingStorage, ranges:
 def _all_blocks(storage: RingStorage, name: str, ranges: Ranges) -> Iterator[np.ndarray]:
     for env, (start, stop) in enumerate(ranges):
         yield from storage.blocks(name, env, start, stop)
-
-
-def with_suffix(path: str | Path) -> Path:
-    """`path`, with ".zip" added when it has no suffix."""
-    path = Path(path)
-    return path if path.suffix else path.with_suffix(".zip")
 
 
 def archive_header(path: Path, archive: zipfile.ZipFile) -> dict[str, Any]:

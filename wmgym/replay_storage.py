@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from wmgym.checkpoint import CheckpointError
+from wmgym.files import CheckpointError
 from wmgym.spaces import action_size, as_dict_space, is_image
 
 INDEX = "index.json"
