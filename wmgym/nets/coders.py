@@ -21,9 +21,10 @@ from wmgym.nets.images import (
     DreamerImageEncoder,
     ImageNet,
     ImageSizeError,
+    ImageStyle,
     V3ImageDecoder,
     V3ImageEncoder,
-    centred,
+    picture_error,
 )
 from wmgym.nets.mlp import MLP, Activation, Init, Norm
 from wmgym.spaces import is_image
@@ -98,8 +99,7 @@ class Encoder(nn.Module):
             self.out_size += self.vectors.out_size
         if self._pictures:
             network = DreamerImageEncoder if config.image == "dreamer" else V3ImageEncoder
-            shape = _joined_shape(self._pictures)
-            self.pictures = network(shape, config.depth, config.image_act, config.image_norm, config.init)
+            self.pictures = network(_joined_shape(self._pictures), _style(config))
             self.out_size += self.pictures.out_size
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
@@ -116,10 +116,8 @@ class Encoder(nn.Module):
             parts.append(self.vectors(self._join_vectors(observation)))
         if self.pictures is not None:
             pictures = _join_pictures(observation, self._pictures)
-            flat = centred(pictures.flatten(0, -4) if pictures.ndim > 3 else pictures[None])
-            with _precision(flat, self.config):
-                encoded = self.pictures(flat)
-            parts.append(encoded.float().reshape(*pictures.shape[:-3], -1))
+            encoded = self.pictures(pictures.reshape(-1, *pictures.shape[-3:]))
+            parts.append(encoded.reshape((*pictures.shape[:-3], self.pictures.out_size)))
         return torch.cat(parts, -1)
 
     def _join_vectors(self, observation: Mapping[str, Tensor]) -> Tensor:
@@ -181,19 +179,7 @@ class Decoder(nn.Module):
             By key, in the shape of the observations, float32: pictures in [-0.5, 0.5] ("dreamer") or [0, 1] ("v3"),
             vectors after symlog where the configuration says so.
         """
-        means: dict[str, Tensor] = {}
-        if self.vectors is not None:
-            split = self.vectors(features).split(list(self._vectors.values()), -1)
-            for key, mean in zip(self._vectors, split, strict=True):
-                means[key] = mean.reshape((*features.shape[:-1], *self._shapes[key]))
-        if self.pictures is not None:
-            flat = features.reshape(-1, features.shape[-1])
-            with _precision(flat, self.config):
-                drawn = self.pictures(flat).float()
-            split = drawn.split([shape[2] for shape in self._pictures.values()], -1)
-            for key, mean in zip(self._pictures, split, strict=True):
-                means[key] = mean.reshape((*features.shape[:-1], *self._shapes[key]))
-        return means
+        return {key: mean.float() for key, mean in self._means(features).items()}
 
     def loss(self, features: Tensor, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Squared error of every observation, summed over its dimensions (half of it for "normal").
@@ -206,15 +192,8 @@ class Decoder(nn.Module):
             By key, the shape (...) of the leading dimensions; no constant is added.
         """
         factor = 0.5 if self.config.likelihood == "normal" else 1.0
-        losses = {}
-        for key, mean in self(features).items():
-            error = (mean - self._target(key, observation[key])).square()
-            losses[key] = (
-                factor * error.sum(dim=tuple(range(features.ndim - 1, error.ndim)))
-                if self._shapes[key]
-                else factor * error
-            )
-        return losses
+        errors = {key: self._error(key, mean, observation[key]) for key, mean in self._means(features).items()}
+        return {key: factor * error for key, error in errors.items()}
 
     def observation(self, features: Tensor) -> dict[str, Tensor]:
         """The expected observations, as an environment would give them.
@@ -228,29 +207,53 @@ class Decoder(nn.Module):
         drawn = {}
         for key, mean in self(features).items():
             if key in self._pictures:
-                offset = self.pictures.offset if self.pictures is not None else 0.0
-                drawn[key] = ((mean - offset) * 255.0).round().clamp(0, 255).to(torch.uint8)
+                drawn[key] = ((mean - self._offset) * 255.0).round().clamp(0, 255).to(torch.uint8)
             else:
                 drawn[key] = symexp(mean) if self.config.symlog else mean
         return drawn
 
-    def _target(self, key: str, observed: Tensor) -> Tensor:
+    def _means(self, features: Tensor) -> dict[str, Tensor]:
+        """As `forward`, but pictures may be bfloat16."""
+        means: dict[str, Tensor] = {}
+        if self.vectors is not None:
+            means |= _cut(self.vectors(features), self._vectors)
+        if self.pictures is not None:
+            drawn = self.pictures(features.reshape(-1, features.shape[-1]))
+            means |= _cut(drawn, {key: shape[2] for key, shape in self._pictures.items()})
+        return {key: mean.reshape((*features.shape[:-1], *self._shapes[key])) for key, mean in means.items()}
+
+    def _error(self, key: str, mean: Tensor, observed: Tensor) -> Tensor:
+        shape = self._shapes[key]
+        leading = mean.shape[: mean.ndim - len(shape)]
         if key in self._pictures:
-            offset = self.pictures.offset if self.pictures is not None else 0.0
-            return observed / 255.0 + offset
-        return symlog(observed.float()) if self.config.symlog else observed.float()
+            return picture_error(mean.reshape(-1, *shape), observed.reshape(-1, *shape), self._offset).reshape(leading)
+        target = symlog(observed.float()) if self.config.symlog else observed.float()
+        return (mean - target).square().reshape((*leading, -1)).sum(-1)
+
+    @property
+    def _offset(self) -> float:
+        return 0.0 if self.pictures is None else self.pictures.offset
+
+
+def _cut(joined: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
+    """Pieces of the last dimension by key."""
+    if len(sizes) == 1:  # a split of one piece would still copy its gradient
+        return dict.fromkeys(sizes, joined)
+    return dict(zip(sizes, joined.split(list(sizes.values()), -1), strict=True))
+
+
+def _style(config: CoderConfig) -> ImageStyle:
+    return ImageStyle(config.depth, config.image_act, config.image_norm, config.init, config.bfloat16)
 
 
 def _image_decoder(
     feature_size: int, shape: tuple[int, int, int], config: CoderConfig, deter_size: int | None
 ) -> DreamerImageDecoder | V3ImageDecoder:
-    c = config
-    if c.image == "dreamer":
-        return DreamerImageDecoder(feature_size, shape, c.depth, c.image_act, c.image_norm, c.init)
+    if config.image == "dreamer":
+        return DreamerImageDecoder(feature_size, shape, _style(config))
     if deter_size is None:
         raise ValueError('The "v3" image decoder reads the deterministic state apart: give Decoder its deter_size.')
-    stoch_size = feature_size - deter_size
-    return V3ImageDecoder(deter_size, stoch_size, shape, c.depth, c.units, c.image_act, c.image_norm, c.init)
+    return V3ImageDecoder(deter_size, feature_size - deter_size, shape, config.units, _style(config))
 
 
 def _split(boxes: Mapping[str, spaces.Box]) -> tuple[dict[str, int], dict[str, tuple[int, int, int]]]:
@@ -275,7 +278,3 @@ def _joined_shape(pictures: Mapping[str, tuple[int, int, int]]) -> tuple[int, in
 def _join_pictures(observation: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, int, int]]) -> Tensor:
     parts = [observation[key] for key in shapes]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-
-
-def _precision(x: Tensor, config: CoderConfig) -> torch.autocast:
-    return torch.autocast(x.device.type, torch.bfloat16, enabled=config.bfloat16)
