@@ -29,7 +29,7 @@ from wmgym.random import TorchNoise
 from wmgym.real import make_vec
 from wmgym.replay import SequenceReplay
 from wmgym.spaces import action_size, as_dict_space
-from wmgym.worlds.base import SequenceBatch, World, where_state
+from wmgym.worlds.base import SequenceBatch, World
 
 log = logging.getLogger("wmgym")
 
@@ -109,7 +109,8 @@ class WorldModelAgent(Storable, BaseAlgorithm):
     ) -> None:
         _check_first_argument(env)
         seed = int(np.random.SeedSequence().generate_state(1)[0] % 2**31) if seed is None else seed
-        self.env_settings: dict[str, Any] | None = None
+        self.observation, self.env_kwargs, self.n_envs = observation, env_kwargs, n_envs
+        self.env_settings = None
         if isinstance(env, str):
             options = {"observation": observation, "action_repeat": action_repeat, **(env_kwargs or {})}
             self.env_settings = {"id": env, **options}
@@ -132,6 +133,7 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         self.train_ratio, self.train_freq, self.gradient_steps = train_ratio, train_freq, gradient_steps
         self.pretrain, self.online_queue = pretrain, online_queue
         self.interrupt_folder = Path(interrupt_folder)
+        self.stats_window_size = stats_window_size
         self.replay_buffer = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._base_rates: dict[str, float] = {}
@@ -263,6 +265,7 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self._resume()
         if self.env is None:
             raise ValueError(f"{type(self).__name__} has no environment to learn in: call set_env(env) first.")
         self._prepare_replay()
@@ -361,7 +364,7 @@ class WorldModelAgent(Storable, BaseAlgorithm):
     def _learn_due(self) -> None:
         """As many updates as the steps collected since the last call have earned."""
         assert self.replay_buffer is not None
-        if self.num_timesteps < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
+        if len(self.replay_buffer) < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
             return
         self._updates_due += self.n_envs * self.updates_per_decision
         if not self._pretrained:

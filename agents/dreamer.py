@@ -56,7 +56,7 @@ class Dreamer(WorldModelAgent):
         stoch: number of Gaussian latents.
         units: width of every hidden layer.
         depth: channels of the first convolution, when there are pictures.
-        world: a whole world configuration, instead of the four above.
+        world_config: a whole world configuration, instead of the four above.
         horizon: imagined steps.
         imagine_starts: how many of a batch's posterior states dreams start from; None: all.
         gamma: discount per decision.
@@ -64,7 +64,7 @@ class Dreamer(WorldModelAgent):
         actor_gradient: "dynamics" (backpropagation through the world), "reinforce", or "auto": the first for
             continuous actions, the second for discrete ones.
         entropy_scale: weight of the actor's entropy.
-        action_noise: deviation of the Gaussian noise on continuous actions while collecting; for discrete actions
+        exploration_noise: deviation of the Gaussian noise on continuous actions while collecting; for discrete actions
             the probability of a random one.
         slow_rate: how fast the slow critic follows (each update).
         clip: largest gradient norm of each of the three networks.
@@ -92,23 +92,25 @@ class Dreamer(WorldModelAgent):
         stoch: int = 30,
         units: int = 200,
         depth: int = 16,
-        world: RSSMConfig | None = None,
+        world_config: RSSMConfig | None = None,
         horizon: int = 15,
         imagine_starts: int | None = 160,
         gamma: float = 0.99,
         lam: float = 0.95,
         actor_gradient: ActorGradient = "auto",
         entropy_scale: float = 1e-3,
-        action_noise: float = 0.1,
+        exploration_noise: float = 0.1,
         slow_rate: float = 0.02,
         clip: float = 100.0,
         **options: Any,
     ) -> None:
-        self.world_config = world or flagship_world(deter, stoch, units, depth)
+        self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
+        self.world_config = world_config or flagship_world(deter, stoch, units, depth)
         self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
-        self.units, self.horizon, self.imagine_starts = units, horizon, imagine_starts
+        self.horizon, self.imagine_starts = horizon, imagine_starts
         self.gamma, self.lam, self.actor_gradient = gamma, lam, actor_gradient
-        self.entropy_scale, self.noise_scale, self.slow_rate, self.clip = entropy_scale, action_noise, slow_rate, clip
+        self.entropy_scale, self.exploration_noise = entropy_scale, exploration_noise
+        self.slow_rate, self.clip = slow_rate, clip
         super().__init__(
             env,
             policy,
@@ -209,13 +211,13 @@ class Dreamer(WorldModelAgent):
         return norm
 
     def _explore(self, action: Tensor) -> Tensor:
-        if self.noise_scale <= 0:
+        if self.exploration_noise <= 0:
             return action
         noise = self.policy.noise
         if isinstance(self.action_space, spaces.Discrete):
-            swap = noise.uniform(self.n_envs, 1) < self.noise_scale
+            swap = noise.uniform(self.n_envs, 1) < self.exploration_noise
             return torch.where(swap, self._random_action(), action)
-        return (action + self.noise_scale * noise.normal(*action.shape)).clamp(-1, 1)
+        return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
 
 
 def flagship_world(deter: int, stoch: int, units: int, depth: int) -> RSSMConfig:

@@ -207,6 +207,20 @@ class SequenceReplay:
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         return SequenceBatch(**grouped(tensors))
 
+    def first_steps(self, limit: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+        """The first observations of the newest episodes held, at most `limit` of each stream.
+
+        Returns:
+            By key, `(K, ...)`; K may be 0.
+        """
+        parts = []
+        for env in range(self.n_envs):
+            steps = np.arange(self._streams.oldest[env], self._streams.count[env])
+            is_first = self._storage.arrays["is_first"][env, steps % self._storage.rows]
+            parts.append(self._storage.gather(np.array(env), steps[is_first][-limit:]))
+        observation = grouped({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})["observation"]
+        return {key: torch.from_numpy(value).to(device) for key, value in observation.items()}
+
     def episodes(self, env: int | None = None) -> Iterator[Episode]:
         """The complete episodes held, stream by stream and in order of time.
 
