@@ -1,0 +1,142 @@
+"""The optimiser of DreamerV3: LaProp with adaptive gradient clipping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+
+class LaProp(Optimizer):
+    """Clips every gradient by the size of its tensor, normalises it by its running size, then adds momentum.
+
+    For a tensor `p` with gradient `g` at step `t`:
+
+        g <- g / max(1, |g| / (clip * max(min_norm, |p|)))          (AGC, |.| over the whole tensor)
+        v <- beta2 v + (1 - beta2) g^2
+        m <- beta1 m + (1 - beta1) g / (sqrt(v / (1 - beta2^t)) + eps)
+        p <- p - lr m / (1 - beta1^t)
+
+    Adam divides the averaged gradient; LaProp averages divided gradients, so that a burst of large gradients
+    cannot move `p` by more than `lr`. A warm-up is the caller's, through `lr` (for example
+    `torch.optim.lr_scheduler.LinearLR`).
+
+    Source: Ziyin et al., "LaProp" (2020); Brock et al., "High-Performance Large-Scale Image Recognition Without
+    Normalization" (2021) for AGC; Hafner et al., DreamerV3 (code of 2024) for the combination.
+
+    Args:
+        params: tensors or parameter groups.
+        lr: learning rate.
+        betas: (beta1 of the momentum, beta2 of the running squares).
+        eps: added to the root of the running squares.
+        clip: largest norm of a gradient as a share of its tensor's norm; 0 turns clipping off.
+        min_norm: what a tensor's norm counts for at least (tensors that start at zero must be able to move).
+
+    Raises:
+        ValueError: if a setting is out of its range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimiser = LaProp([weight], lr=0.1)
+        >>> weight.sum().backward()
+        >>> optimiser.step()
+        >>> weight.detach()
+        tensor([0.9000, 0.9000])
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 4e-5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-20,
+        clip: float = 0.3,
+        min_norm: float = 1e-3,
+    ) -> None:
+        for name, value in (("lr", lr), ("eps", eps), ("clip", clip)):
+            if value < 0:
+                raise ValueError(f"LaProp needs {name} >= 0, not {value}.")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"LaProp needs both betas in [0, 1), not {betas}.")
+        if min_norm <= 0:
+            raise ValueError(f"LaProp needs min_norm > 0, not {min_norm}: a tensor of zeros could never move.")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "clip": clip, "min_norm": min_norm})
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update of every tensor that has a gradient; the gradients themselves stay as they are.
+
+        Args:
+            closure: evaluates the loss again and returns it, where the caller wants it.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_group(group)
+        return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:
+                # The count is a tensor, so that an update captured in a CUDA graph still counts.
+                self.state[p] = {
+                    "updates": torch.zeros((), device=p.device),
+                    "squares": torch.zeros_like(p),
+                    "momentum": torch.zeros_like(p),
+                }
+        updates, squares, momentum = (
+            [self.state[p][name] for p in params] for name in ("updates", "squares", "momentum")
+        )
+        beta1, beta2 = group["betas"]
+        gradients = _clipped(params, group["clip"], group["min_norm"])
+        torch._foreach_add_(updates, 1)
+
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
+        scale = torch._foreach_div(squares, _correction(beta2, updates))
+        torch._foreach_sqrt_(scale)
+        torch._foreach_add_(scale, group["eps"])
+
+        torch._foreach_mul_(momentum, beta1)
+        torch._foreach_addcdiv_(momentum, gradients, scale, 1 - beta1)
+        change = torch._foreach_div(momentum, _correction(beta1, updates))
+        torch._foreach_mul_(change, group["lr"])
+        torch._foreach_sub_(params, change)
+
+
+def _correction(beta: float, updates: list[Tensor]) -> list[Tensor]:
+    """`1 - beta^t` of every tensor: the share of the average that is not its start at zero."""
+    powers = torch._foreach_pow(beta, updates)
+    torch._foreach_sub_(powers, 1)
+    torch._foreach_neg_(powers)
+    return list(powers)
+
+
+def _clipped(params: list[Tensor], clip: float, min_norm: float) -> list[Tensor]:
+    """The gradients after adaptive clipping, each by the norm of its whole tensor."""
+    gradients = [p.grad for p in params if p.grad is not None]
+    if clip == 0:
+        return gradients
+    largest = torch._foreach_norm(params)
+    torch._foreach_clamp_min_(largest, min_norm)
+    torch._foreach_mul_(largest, clip)
+    ratio = torch._foreach_div(torch._foreach_norm(gradients), largest)
+    torch._foreach_clamp_min_(ratio, 1.0)
+    return list(torch._foreach_div(gradients, ratio))
