@@ -32,6 +32,7 @@ from agents.imagination import (
     frozen,
     imagine_rollout,
     lambda_returns,
+    matmul_precision,
     policy_objective,
     reach_weights,
 )
@@ -56,7 +57,8 @@ class Dreamer(WorldModelAgent):
         stoch: number of Gaussian latents.
         units: width of every hidden layer.
         depth: channels of the first convolution, when there are pictures.
-        world_config: a whole world configuration, instead of the four above.
+        picture_share: share of the frames that each update reconstructs.
+        world_config: a whole world configuration, instead of the five above.
         horizon: imagined steps.
         imagine_starts: how many of a batch's posterior states dreams start from; None: all.
         gamma: discount per decision.
@@ -68,6 +70,8 @@ class Dreamer(WorldModelAgent):
             the probability of a random one.
         slow_rate: how fast the slow critic follows (each update).
         clip: largest gradient norm of each of the three networks.
+        dream_precision: of the matrix products while dreaming (their inputs are rounded, their sums are not), on
+            processors that have such products; elsewhere always float32.
         options: the rest of `WorldModelAgent`'s arguments.
 
     Example:
@@ -86,15 +90,16 @@ class Dreamer(WorldModelAgent):
         critic_learning_rate: float = 3e-4,
         batch_size: int = 16,
         batch_length: int = 32,
-        train_ratio: float = 102.4,
+        train_ratio: float = 128.0,
         learning_starts: int = 2500,
         deter: int = 200,
         stoch: int = 30,
         units: int = 200,
         depth: int = 16,
+        picture_share: float = 0.25,
         world_config: RSSMConfig | None = None,
-        horizon: int = 15,
-        imagine_starts: int | None = 160,
+        horizon: int = 12,
+        imagine_starts: int | None = 128,
         gamma: float = 0.99,
         lam: float = 0.95,
         actor_gradient: ActorGradient = "auto",
@@ -102,15 +107,17 @@ class Dreamer(WorldModelAgent):
         exploration_noise: float = 0.1,
         slow_rate: float = 0.02,
         clip: float = 100.0,
+        dream_precision: Literal["float32", "bfloat16"] = "bfloat16",
         **options: Any,
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
-        self.world_config = world_config or flagship_world(deter, stoch, units, depth)
+        self.picture_share = picture_share
+        self.world_config = world_config or flagship_world(deter, stoch, units, depth, picture_share)
         self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
         self.horizon, self.imagine_starts = horizon, imagine_starts
         self.gamma, self.lam, self.actor_gradient = gamma, lam, actor_gradient
         self.entropy_scale, self.exploration_noise = entropy_scale, exploration_noise
-        self.slow_rate, self.clip = slow_rate, clip
+        self.slow_rate, self.clip, self.dream_precision = slow_rate, clip, dream_precision
         super().__init__(
             env,
             policy,
@@ -155,8 +162,9 @@ class Dreamer(WorldModelAgent):
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
         loss = self.world.loss(batch, self.noise)
         world_norm = self._descend("world", loss.total, self.world)
-        dreams = self._dream(self._starts(loss.states))
-        metrics = self._update_behaviour(dreams)
+        with matmul_precision(self.dream_precision):
+            dreams = self._dream(self._starts(loss.states))
+            metrics = self._update_behaviour(dreams)
         return {**loss.parts, **loss.metrics, "world_grad_norm": world_norm, **metrics}
 
     def _starts(self, states: State) -> State:
@@ -220,9 +228,9 @@ class Dreamer(WorldModelAgent):
         return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
 
 
-def flagship_world(deter: int, stoch: int, units: int, depth: int) -> RSSMConfig:
-    """The flagship's world at the given sizes."""
-    coder = CoderConfig(units=units, layers=2, depth=depth)
+def flagship_world(deter: int, stoch: int, units: int, depth: int, picture_share: float) -> RSSMConfig:
+    """The flagship's world at the given sizes; convolutions run in bfloat16."""
+    coder = CoderConfig(units=units, layers=2, depth=depth, bfloat16=True)
     return RSSMConfig(
         deter=deter,
         stoch=stoch,
@@ -231,6 +239,7 @@ def flagship_world(deter: int, stoch: int, units: int, depth: int) -> RSSMConfig
         decoder=coder,
         reward=HeadConfig(layers=2, units=units),
         continues=HeadConfig(layers=1, units=units),
+        picture_share=picture_share,
         vector_scale=5.0,
         reward_scale=5.0,
         continue_scale=5.0,

@@ -56,6 +56,17 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Within the block, float32 matrix products may round their inputs to bfloat16 ("bfloat16") or not ("float32")."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if name == "bfloat16" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def imagine_rollout(
     world: World, actor: nn.Module, start: State, horizon: int, noise: Noise, through_dynamics: bool = True
 ) -> Rollout:
