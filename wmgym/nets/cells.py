@@ -107,10 +107,10 @@ class BlockCore(nn.Module):
             nn.Sequential(linear(size, hidden, init), normalisation(norm, hidden), activation(act))
             for size in (deter, stoch, action)
         )
-        self.hidden = BlockLinear(deter + 3 * hidden * blocks, deter, blocks)
+        self.hidden = BlockLinear(deter + 3 * hidden * blocks, deter, blocks, init)
         self.hidden_norm = normalisation(norm, deter)
         self.act = activation(act)
-        self.gates = BlockLinear(deter, 3 * deter, blocks)
+        self.gates = BlockLinear(deter, 3 * deter, blocks, init)
 
     def project(self, action: Tensor) -> Tensor:
         """The action's projection, `(..., A)` to `(..., hidden)`; actions beyond 1 are scaled back."""
