@@ -141,7 +141,7 @@ class OneHot(NamedTuple):
         """A straight-through draw."""
         chosen = (self.log_probs.detach() + noise.gumbel(*self.log_probs.shape)).argmax(-1)
         probs = self.log_probs.exp()
-        return F.one_hot(chosen, probs.shape[-1]) + probs - probs.detach()
+        return F.one_hot(chosen, probs.shape[-1]) + (probs - probs.detach())
 
     def mode(self) -> Tensor:
         """The most probable choice."""

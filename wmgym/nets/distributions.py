@@ -116,7 +116,7 @@ class Categoricals(NamedTuple):
         perturbed = self.log_probs.detach() / temperature + noise.gumbel(*self.log_probs.shape)
         one_hot = F.one_hot(perturbed.argmax(-1), self.log_probs.shape[-1]).to(self.log_probs.dtype)
         probs = self.log_probs.exp()
-        return (one_hot + probs - probs.detach()).flatten(-2)
+        return (one_hot + (probs - probs.detach())).flatten(-2)  # in this order the draw is one-hot to the last bit
 
     def detach(self) -> Categoricals:
         """The distribution cut off from the graph."""
