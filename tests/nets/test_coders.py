@@ -280,3 +280,14 @@ def test_block_linear_is_a_block_diagonal_matrix() -> None:
 def test_block_linear_names_the_size_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="out_size"):
         BlockLinear(16, 12, blocks=8)
+
+
+def test_a_decoder_gives_what_is_asked_for_and_nothing_else() -> None:
+    boxes = {"image": spaces.Box(0, 255, (64, 64, 3), np.uint8), "state": spaces.Box(-1, 1, (3,), np.float32)}
+    decoder = Decoder(8, boxes, CoderConfig(units=8, depth=2))
+    features = torch.randn(5, 8)
+    whole, part = decoder.observation(features), decoder.observation(features, ["state"])
+    assert list(part) == ["state"]
+    torch.testing.assert_close(part["state"], whole["state"])
+    target = {"state": torch.zeros(5, 3)}
+    assert list(decoder.loss(features, target)) == ["state"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from wmgym.spaces import action_size, as_dict, as_dict_space, from_dict, is_image
+from wmgym.spaces import action_size, as_dict, as_dict_space, is_image
 from wmgym.worlds.base import Observation, World
 
 
@@ -100,15 +101,25 @@ def to_tensors(observation: Any, space: spaces.Space, batch: int, device: torch.
 
 
 class ObservationConverter:
-    """Turns what a world decodes into observations of the real environment's own space.
+    """Turns what a world decodes into observations of the real environment's own space, or of a part of it.
 
     Args:
         space: the real environment's.
+        keys: of a Dict space, those wanted; None: all.
+
+    Attributes:
+        space: of the observations given; of one key its Box alone.
+
+    Raises:
+        ValueError: for keys that the space does not have.
     """
 
-    def __init__(self, space: spaces.Space) -> None:
-        self.space = space
+    def __init__(self, space: spaces.Space, keys: Sequence[str] | None = None) -> None:
         self._boxes = as_dict_space(space)
+        self.space: spaces.Space = space
+        if keys is not None:
+            self._boxes = _chosen(self._boxes, keys)
+            self.space = spaces.Dict(dict(self._boxes)) if len(self._boxes) > 1 else next(iter(self._boxes.values()))
         self._bounded = {key for key, box in self._boxes.items() if np.isfinite([box.low, box.high]).any()}
 
     def __call__(self, decoded: Observation) -> Any:
@@ -119,7 +130,7 @@ class ObservationConverter:
             if array.dtype != np.uint8:
                 array = self._fit(key, box, array)
             arrays[key] = array
-        return from_dict(arrays, self.space)
+        return arrays if isinstance(self.space, spaces.Dict) else next(iter(arrays.values()))
 
     def _fit(self, key: str, box: spaces.Box, array: np.ndarray) -> np.ndarray:
         if np.issubdtype(box.dtype, np.integer):
@@ -127,6 +138,13 @@ class ObservationConverter:
         if key in self._bounded:
             array = np.clip(array, box.low, box.high)
         return array.astype(box.dtype, copy=False)
+
+
+def _chosen(boxes: dict[str, spaces.Box], keys: Sequence[str]) -> dict[str, spaces.Box]:
+    unknown = [key for key in keys if key not in boxes]
+    if isinstance(keys, str) or unknown or not keys:
+        raise ValueError(f"keys={keys!r} must be a sequence of some of the observation's keys {tuple(boxes)}.")
+    return {key: boxes[key] for key in keys}
 
 
 def to_array(tensor: Tensor) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -48,6 +49,7 @@ class DreamEnv(gym.Env[Any, Any]):
         model: ModelLike | None = None,
         *,
         observation: ObservationKind = "decoded",
+        keys: Sequence[str] | None = None,
         start: StartPolicy = "episode",
         horizon: int | None = None,
         termination: Termination = "sample",
@@ -60,6 +62,7 @@ class DreamEnv(gym.Env[Any, Any]):
             1,
             model,
             observation=observation,
+            keys=keys,
             start=start,
             horizon=horizon,
             termination=termination,

@@ -50,6 +50,8 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         model: a checkpoint's path, a live world, or `as_model(world, starts)`.
         observation: `"decoded"` gives observations of the real environment's own space, clipped to its bounds;
             `"latent"` gives the world's features, float32 `(num_envs, feature_size)`, and decodes nothing.
+        keys: which entries of a `Dict` observation are decoded; None: all. One key gives its `Box` alone: of a world
+            of pictures and states, `("state",)` dreams states and draws nothing.
         start: draws the first states among first steps of real episodes (`"episode"`) or all stored (`"any"`).
         horizon: steps after which a dream is truncated. None takes `max_episode_steps`; else that of the real
             environment, if the checkpoint tells; else `DEFAULT_HORIZON`.
@@ -98,6 +100,7 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         model: ModelLike | None = None,
         *,
         observation: ObservationKind = "decoded",
+        keys: Sequence[str] | None = None,
         start: StartPolicy = "episode",
         horizon: int | None = None,
         max_episode_steps: int | None = None,
@@ -120,7 +123,7 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.horizon = _horizon(horizon, max_episode_steps, self.model.env)
         self._latent = observation == "latent"
-        self._set_spaces()
+        self._set_spaces(keys)
         self._set_rendering(render_mode)
         self._begin_with = Beginnings(self.model, start)
         self._first_seed = seed
@@ -129,14 +132,15 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._ended = np.zeros(num_envs, dtype=np.bool_)
 
-    def _set_spaces(self) -> None:
+    def _set_spaces(self, keys: Sequence[str] | None) -> None:
         world = self.world
-        self.single_observation_space = latent_space(world) if self._latent else world.observation_space
+        self._write_observations = ObservationConverter(world.observation_space, keys)
+        self._keys = None if keys is None else tuple(keys)
+        self.single_observation_space = latent_space(world) if self._latent else self._write_observations.space
         self.single_action_space = world.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._read_actions = ActionConverter(world.action_space, world.device)
-        self._write_observations = ObservationConverter(world.observation_space)
 
     def _set_rendering(self, render_mode: str | None) -> None:
         modes = self.metadata["render_modes"] if can_render(self.world) else []
@@ -330,7 +334,11 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
 
     def _observe(self, state: State) -> Any:
         features = self.world.features(state)
-        return to_array(features.float()) if self._latent else self._write_observations(self.world.decode(features))
+        if self._latent:
+            return to_array(features.float())
+        keys, world = self._keys, self.world
+        decoded = world.decode(features) if keys is None else world.decode_keys(features, keys)
+        return self._write_observations(decoded)
 
     def _indices(self, rows: np.ndarray) -> Tensor:
         return torch.as_tensor(rows, dtype=torch.int64, device=self.world.device)

@@ -7,7 +7,7 @@ one fully connected network.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -169,58 +169,63 @@ class Decoder(nn.Module):
         if self._pictures:
             self.pictures = _image_decoder(feature_size, _joined_shape(self._pictures), config, deter_size)
 
-    def forward(self, features: Tensor) -> dict[str, Tensor]:
+    def forward(self, features: Tensor, keys: Collection[str] | None = None) -> dict[str, Tensor]:
         """Means of the observations in the space that the loss is taken in.
 
         Args:
             features: (..., feature_size) float32.
+            keys: which observations are wanted; None: all. Networks that draw none of them do not run.
 
         Returns:
             By key, in the shape of the observations, float32: pictures in [-0.5, 0.5] ("dreamer") or [0, 1] ("v3"),
             vectors after symlog where the configuration says so.
         """
-        return {key: mean.float() for key, mean in self._means(features).items()}
+        return {key: mean.float() for key, mean in self._means(features, keys).items()}
 
     def loss(self, features: Tensor, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Squared error of every observation, summed over its dimensions (half of it for "normal").
+        """Squared error of every observation given, summed over its dimensions (half of it for "normal").
 
         Args:
             features: (..., feature_size) float32.
-            observation: by key, as for `Encoder.forward`.
+            observation: by key, as for `Encoder.forward`; some of the keys are enough.
 
         Returns:
             By key, the shape (...) of the leading dimensions; no constant is added.
         """
         factor = 0.5 if self.config.likelihood == "normal" else 1.0
-        errors = {key: self._error(key, mean, observation[key]) for key, mean in self._means(features).items()}
+        means = self._means(features, observation.keys())
+        errors = {key: self._error(key, mean, observation[key]) for key, mean in means.items()}
         return {key: factor * error for key, error in errors.items()}
 
-    def observation(self, features: Tensor) -> dict[str, Tensor]:
+    def observation(self, features: Tensor, keys: Collection[str] | None = None) -> dict[str, Tensor]:
         """The expected observations, as an environment would give them.
 
         Args:
             features: (..., feature_size) float32.
+            keys: as for `forward`.
 
         Returns:
             By key: pictures (..., H, W, C) uint8, vectors (..., N) and single numbers (...) float32.
         """
         drawn = {}
-        for key, mean in self(features).items():
+        for key, mean in self(features, keys).items():
             if key in self._pictures:
                 drawn[key] = ((mean - self._offset) * 255.0).round().clamp(0, 255).to(torch.uint8)
             else:
                 drawn[key] = symexp(mean) if self.config.symlog else mean
         return drawn
 
-    def _means(self, features: Tensor) -> dict[str, Tensor]:
+    def _means(self, features: Tensor, keys: Collection[str] | None) -> dict[str, Tensor]:
         """As `forward`, but pictures may be bfloat16."""
+        wanted = set(self._shapes if keys is None else keys)
         means: dict[str, Tensor] = {}
-        if self.vectors is not None:
+        if self.vectors is not None and not wanted.isdisjoint(self._vectors):
             means |= _cut(self.vectors(features), self._vectors)
-        if self.pictures is not None:
+        if self.pictures is not None and not wanted.isdisjoint(self._pictures):
             drawn = self.pictures(features.reshape(-1, features.shape[-1]))
             means |= _cut(drawn, {key: shape[2] for key, shape in self._pictures.items()})
-        return {key: mean.reshape((*features.shape[:-1], *self._shapes[key])) for key, mean in means.items()}
+        lead = features.shape[:-1]
+        return {key: mean.reshape((*lead, *self._shapes[key])) for key, mean in means.items() if key in wanted}
 
     def _error(self, key: str, mean: Tensor, observed: Tensor) -> Tensor:
         shape = self._shapes[key]

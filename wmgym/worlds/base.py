@@ -17,7 +17,7 @@ episode ends without `is_terminal`. Sequences are time-first, `(T, B, ...)`; sin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -144,6 +144,11 @@ class World(nn.Module, ABC):
     @abstractmethod
     def loss(self, batch: SequenceBatch, noise: Noise) -> WorldLoss:
         """The objective on one batch of sequences."""
+
+    def decode_keys(self, features: Tensor, keys: Collection[str]) -> Observation:
+        """Some of what `decode` gives; a world whose decoder can leave the others out overrides it."""
+        decoded = self.decode(features)
+        return {key: decoded[key] for key in keys}
 
     def imagine(self, state: State, action: Tensor, noise: Noise, temperature: float = 1.0) -> Imagined:
         """One predicted step with its outcome: `transition`, then `outcome`."""

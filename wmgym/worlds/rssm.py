@@ -10,6 +10,7 @@ Sources: Hafner et al. 2019 (PlaNet), 2020 (DreamerV1), 2021 (DreamerV2), 2023 (
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -228,6 +229,10 @@ class RSSM(World):
     def decode(self, features: Tensor) -> Observation:
         """See `World.decode`."""
         return self.decoder.observation(features)
+
+    def decode_keys(self, features: Tensor, keys: Collection[str]) -> Observation:
+        """See `World.decode_keys`; the networks that draw nothing of `keys` do not run."""
+        return self.decoder.observation(features, keys)
 
     def disagreement(self, state: RSSMState, action: Tensor) -> Tensor:
         """Deviation of the ensemble's predictions of the next `stoch`, averaged over its dimensions, `(B,)`.
