@@ -84,7 +84,7 @@ def imagine_rollout(
         through_dynamics: keep the graph from actions to later rewards; without it (REINFORCE) only `policy` has one.
     """
     states, policies, actions = [start], [], []
-    with torch.set_grad_enabled(through_dynamics):
+    with torch.set_grad_enabled(through_dynamics and torch.is_grad_enabled()):
         for _ in range(horizon):
             policies.append(actor(world.features(states[-1]).detach()))
             actions.append(policies[-1].sample(noise))
