@@ -10,33 +10,28 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from stable_baselines3.common import utils
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, is_vecenv_wrapped
 from torch import Tensor, nn
 
-from agents.interrupt import InterruptGuard
+from agents.arguments import POLICY_NAMES, check_env_and_policy, check_numbers, check_room, check_spaces
+from agents.collecting import Collecting
+from agents.interrupt import CONNECTION_LOST, InterruptGuard
 from agents.policy import Carry, WorldModelPolicy
-from agents.storage import Storable
 from wmgym.random import TorchNoise
 from wmgym.real import make_vec
-from wmgym.replay import SequenceReplay
-from wmgym.spaces import action_size, as_dict_space
 from wmgym.worlds.base import SequenceBatch, World
 
 log = logging.getLogger("wmgym")
 
-_POLICY_NAMES = ("WorldModelPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 
-
-class WorldModelAgent(Storable, BaseAlgorithm):
+class WorldModelAgent(Collecting):
     """An agent that learns a world model from replay and a behaviour in it; Stable-Baselines3's interface.
 
     A subclass implements `_build_world`, `_build_behaviour` and `_update`.
@@ -74,9 +69,7 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         interrupt_folder: where a run that is interrupted by Ctrl-C saves itself.
     """
 
-    policy_aliases = dict.fromkeys(_POLICY_NAMES, WorldModelPolicy)  # type: ignore[assignment]
-    policy: WorldModelPolicy
-    replay_buffer: SequenceReplay | None
+    policy_aliases = dict.fromkeys(POLICY_NAMES, WorldModelPolicy)
 
     def __init__(
         self,
@@ -107,7 +100,7 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         interrupt_folder: str | Path = "runs",
         _init_setup_model: bool = True,
     ) -> None:
-        _check_first_argument(env)
+        check_env_and_policy(type(self).__name__, env, policy)
         seed = int(np.random.SeedSequence().generate_state(1)[0] % 2**31) if seed is None else seed
         self.observation, self.env_kwargs, self.n_envs = observation, env_kwargs, n_envs
         self.env_settings = None
@@ -115,6 +108,13 @@ class WorldModelAgent(Storable, BaseAlgorithm):
             options = {"observation": observation, "action_repeat": action_repeat, **(env_kwargs or {})}
             self.env_settings = {"id": env, **options}
             env = make_vec(env, n_envs, seed=seed, **options)
+        elif env is not None:
+            self._refuse_settings_of_ids(env, action_repeat)
+        elif _init_setup_model:
+            raise ValueError(f"{type(self).__name__} needs an environment: an id, a gymnasium.Env or a VecEnv.")
+        if env is not None:
+            env = env.venv if isinstance(env, VecTransposeImage) else env
+            check_spaces(env.observation_space, env.action_space)
         super().__init__(
             policy,
             env,
@@ -127,8 +127,7 @@ class WorldModelAgent(Storable, BaseAlgorithm):
             support_multi_env=True,
             seed=seed,
         )
-        self.buffer_size, self.buffer_folder = int(buffer_size), buffer_folder
-        self.learning_starts = int(learning_starts)
+        self.buffer_size, self.buffer_folder, self.learning_starts = buffer_size, buffer_folder, learning_starts
         self.batch_size, self.batch_length = batch_size, batch_length
         self.train_ratio, self.train_freq, self.gradient_steps = train_ratio, train_freq, gradient_steps
         self.pretrain, self.online_queue = pretrain, online_queue
@@ -140,9 +139,25 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         self._carry: Carry | None = None
         self._updates_due = 0.0
         self._pretrained = False
+        check_numbers(self)
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
         if _init_setup_model:
             self._setup_model()
+
+    def _refuse_settings_of_ids(self, env: GymEnv, action_repeat: int | None) -> None:
+        """Settings that only reach environments made from an id must not be lost silently."""
+        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+        given = {
+            "observation": self.observation != "state",
+            "action_repeat": action_repeat is not None,
+            "env_kwargs": bool(self.env_kwargs),
+            "n_envs": self.n_envs not in (1, n_envs),
+        }
+        for name in (name for name, is_given in given.items() if is_given):
+            raise ValueError(
+                f"{name} is for environments that are named by an id, and {type(env).__name__} is one already: leave "
+                f"{name} out, or give the id."
+            )
 
     # -- what an algorithm provides ---------------------------------------------------------------------------
 
@@ -162,15 +177,10 @@ class WorldModelAgent(Storable, BaseAlgorithm):
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """One update of world and behaviour; returns scalars for the log."""
 
-    def _explore(self, action: Tensor) -> Tensor:
-        """What is done to the policy's action `(B, A)` while collecting; nothing by default."""
-        return action
-
     # -- building ---------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        as_dict_space(self.observation_space)
-        action_size(self.action_space)
+        check_room(self)
         self.set_random_seed(self.seed)
         assert self.seed is not None
         self.generator = torch.Generator(self.device).manual_seed(self.seed)
@@ -212,9 +222,7 @@ class WorldModelAgent(Storable, BaseAlgorithm):
             if is_vecenv_wrapped(env, VecTransposeImage):
                 raise ValueError("Leave VecTransposeImage out: this agent reads pictures as (H, W, C).")
             return env
-        if not isinstance(env, gym.Env):
-            raise TypeError(f"env must be an id, a gymnasium.Env or a VecEnv, not {type(env).__name__}.")
-        monitored = Monitor(env) if monitor_wrapper else env
+        monitored = Monitor(env) if monitor_wrapper and not is_wrapped(env, Monitor) else env
         return DummyVecEnv([lambda: monitored])
 
     # -- learning ---------------------------------------------------------------------------------------------
@@ -246,16 +254,28 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         )
         callback.on_training_start(locals(), globals())
         with InterruptGuard() as interrupt:
-            while self.num_timesteps < total_timesteps and not interrupt.requested:
-                if not self._collect_step(callback, total_timesteps, log_interval):
-                    break
-                self._learn_due()
+            try:
+                self._loop(callback, total_timesteps, log_interval, interrupt)
+            except CONNECTION_LOST:
+                if not interrupt.requested:
+                    raise
             callback.on_training_end()
             if interrupt.requested:
-                log.warning("Interrupted after %d decisions; saved to %s.", self.num_timesteps, self._save_interrupted())
+                log.warning(
+                    "Interrupted after %d decisions; saved to %s.", self.num_timesteps, self._save_interrupted()
+                )
         if interrupt.requested:
             raise KeyboardInterrupt
         return self
+
+    def _loop(
+        self, callback: BaseCallback, total_timesteps: int, log_interval: int | None, interrupt: InterruptGuard
+    ) -> None:
+        going_on = True
+        with self._anew_after_error():
+            while going_on and self.num_timesteps < total_timesteps and not interrupt.requested:
+                going_on = self._collect_step(callback, total_timesteps, log_interval)
+                self._learn_due()
 
     def _setup_learn(
         self,
@@ -272,94 +292,9 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         continued = self._last_obs is not None and not reset_num_timesteps
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if not continued:
-            self._begin_episodes()
+            with self._anew_after_error():
+                self._begin_episodes()
         return result
-
-    def _prepare_replay(self) -> None:
-        if self.replay_buffer is None:
-            self.replay_buffer = SequenceReplay(
-                self.buffer_size,
-                self.observation_space,
-                self.action_space,
-                self.n_envs,
-                folder=self.buffer_folder,
-                seed=self.seed or 0,
-            )
-
-    def _begin_episodes(self) -> None:
-        """Forget the past: environments were reset."""
-        self._carry = self.policy.initial_carry(self.n_envs)
-        zeros = np.zeros(self.n_envs, np.float32)
-        action = np.zeros((self.n_envs, action_size(self.action_space)), np.float32)
-        self._record(self._last_obs, action, zeros, np.ones(self.n_envs, bool), np.zeros(self.n_envs, bool))
-
-    def _collect_step(self, callback: BaseCallback, total_timesteps: int, log_interval: int | None) -> bool:
-        """One decision in every environment; False when a callback asks to stop."""
-        assert self.env is not None and self._last_episode_starts is not None
-        action = self._decide()
-        env_action = self.policy.to_environment(action)
-        new_obs, rewards, dones, infos = self.env.step(env_action)
-        self.num_timesteps += self.n_envs
-        self._remember(action.cpu().numpy(), new_obs, rewards, dones, infos)
-        self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-        self._update_info_buffer(infos, dones)
-        self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-        callback.update_locals(locals())
-        if not callback.on_step():
-            return False
-        self._episode_num += int(dones.sum())
-        if log_interval and dones.any() and self._episode_num % log_interval == 0:
-            self.dump_logs()
-        return True
-
-    @torch.no_grad()
-    def _decide(self) -> Tensor:
-        """See the last observation and choose: at random before learning starts, then by the policy, exploring."""
-        observation, _ = self.policy.to_observation(self._last_obs)
-        is_first = torch.as_tensor(self._last_episode_starts, device=self.device)
-        assert self._carry is not None
-        if self.num_timesteps < self.learning_starts:
-            action = self._random_action()
-            self._carry = Carry(self._carry.state, action)
-            return action
-        carry = self.policy.step(self._carry, observation, is_first, self.policy.noise)
-        self._carry = Carry(carry.state, self._explore(carry.action))
-        return self._carry.action
-
-    def _random_action(self) -> Tensor:
-        size = action_size(self.action_space)
-        draw = self.policy.noise.uniform(self.n_envs, size)
-        if isinstance(self.action_space, spaces.Discrete):
-            return nn.functional.one_hot(draw.argmax(-1), size).float()
-        return 2 * draw - 1
-
-    def _remember(
-        self, action: np.ndarray, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
-        """Store what the step led to; where an episode ended, its last observation, then the next one's first."""
-        reached = _replace_rows(new_obs, {i: infos[i]["terminal_observation"] for i in np.flatnonzero(dones)})
-        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        self._record(reached, action, rewards, np.zeros(self.n_envs, bool), dones & ~truncated)
-        if dones.any():
-            rows = np.flatnonzero(dones)
-            first = {key: value[rows] for key, value in new_obs.items()} if isinstance(new_obs, dict) else new_obs[rows]
-            blank = np.zeros(len(rows), np.float32)
-            self._record(first, 0 * action[rows], blank, np.ones(len(rows), bool), np.zeros(len(rows), bool), rows)
-
-    def _record(
-        self,
-        observation: Any,
-        action: np.ndarray,
-        reward: np.ndarray,
-        is_first: np.ndarray,
-        is_terminal: np.ndarray,
-        rows: np.ndarray | None = None,
-    ) -> None:
-        assert self.replay_buffer is not None
-        if rows is None or len(rows) == self.n_envs:
-            self.replay_buffer.add(observation, action, reward, is_first, is_terminal)
-        else:
-            self.replay_buffer.add(observation, action, reward, is_first, is_terminal, envs=rows)
 
     def _learn_due(self) -> None:
         """As many updates as the steps collected since the last call have earned."""
@@ -384,8 +319,8 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         self._n_updates += 1
 
     def _set_learning_rates(self) -> None:
-        rate = self.lr_schedule(self._current_progress_remaining)
-        factor = rate / self.lr_schedule(1.0)
+        first = self.lr_schedule(1.0)
+        factor = self.lr_schedule(self._current_progress_remaining) / first if first else 1.0
         for name, optimizer in self.optimizers.items():
             for group in optimizer.param_groups:
                 group["lr"] = self._base_rates[name] * factor * self._warmup()
@@ -400,6 +335,8 @@ class WorldModelAgent(Storable, BaseAlgorithm):
         for key, name in (("r", "ep_rew_mean"), ("l", "ep_len_mean")):
             if self.ep_info_buffer:
                 self.logger.record(f"rollout/{name}", utils.safe_mean([info[key] for info in self.ep_info_buffer]))
+        if self.ep_success_buffer:
+            self.logger.record("rollout/success_rate", utils.safe_mean(self.ep_success_buffer))
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         self.logger.record("time/episodes", self._episode_num, exclude="tensorboard")
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
@@ -430,25 +367,8 @@ class WorldModelAgent(Storable, BaseAlgorithm):
             options = {key: value for key, value in (self.env_settings or {}).items() if key != "id"}
             self.env_settings = {"id": env, **options}
             env = make_vec(env, self.n_envs, seed=self.seed, **options)
+        else:
+            check_env_and_policy(type(self).__name__, env, POLICY_NAMES[0])
+            self.env_settings = None  # nothing is known of how it was made
+        self._env_states = None
         super().set_env(env, force_reset)
-
-
-def _check_first_argument(env: Any) -> None:
-    if isinstance(env, str) and env in _POLICY_NAMES:
-        raise ValueError(
-            f"The first argument is the environment, not the policy: Dreamer('dm_control/walker-walk-v0'). Got {env!r}."
-        )
-
-
-def _replace_rows(observation: Any, rows: dict[int, Any]) -> Any:
-    """A copy of a batch of observations with some rows replaced."""
-    if not rows:
-        return observation
-    if isinstance(observation, dict):
-        return {
-            key: _replace_rows(value, {i: row[key] for i, row in rows.items()}) for key, value in observation.items()
-        }
-    replaced = observation.copy()
-    for i, row in rows.items():
-        replaced[i] = row
-    return replaced

@@ -7,6 +7,9 @@ import threading
 from types import FrameType
 from typing import Any
 
+CONNECTION_LOST = (EOFError, ConnectionError)
+"""What environments in processes of their own raise once they are gone: Ctrl-C in a terminal reaches them too."""
+
 
 class InterruptGuard:
     """Within the block the first SIGINT only sets `requested`; a second one interrupts at once.

@@ -33,6 +33,7 @@ class WorldModelPolicy(BasePolicy):
     """
 
     world: World
+    noise: TorchNoise
 
     def __init__(
         self,
@@ -45,7 +46,14 @@ class WorldModelPolicy(BasePolicy):
         self.world = world
         for name, module in behaviour.items():
             self.add_module(name, module)
-        self.noise: Noise = TorchNoise()
+        self.noise = TorchNoise()
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Where the randomness of acting comes from."""
+        if self.noise.generator is None:
+            raise ValueError("The policy draws from torch's global generator.")
+        return self.noise.generator
 
     # -- acting -----------------------------------------------------------------------------------------------
 
@@ -90,7 +98,7 @@ class WorldModelPolicy(BasePolicy):
         batch, batched = self.to_observation(observation)
         size = next(iter(batch.values())).shape[0]
         carry = self.initial_carry(size) if state is None else self._unpack(state, size)
-        starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(size)
+        starts = _starts(episode_start, size)
         if state is None:
             starts = np.ones(size, bool)
         noise = ModeNoise(self.world.device) if deterministic else self.noise
@@ -108,7 +116,7 @@ class WorldModelPolicy(BasePolicy):
 
     def _unpack(self, state: tuple[np.ndarray, ...], size: int) -> Carry:
         blank = self.initial_carry(size)
-        if len(state) != len(blank.state) + 1 or any(len(leaf) != size for leaf in state):
+        if [np.shape(leaf) for leaf in state] != [tuple(leaf.shape) for leaf in (*blank.state, blank.action)]:
             raise ValueError(
                 f"state must be the tuple that the last predict returned, for {size} environments: got "
                 f"{[np.shape(leaf) for leaf in state]}. Pass state=None at the beginning."
@@ -134,6 +142,8 @@ class WorldModelPolicy(BasePolicy):
                 raise ValueError(f"Observation {key!r} has shape {array.shape}, expected {box.shape} or a batch of it.")
             if array.ndim == len(box.shape):
                 array, batched = array[None], False
+            if is_image(box) and array.dtype != np.uint8:
+                raise ValueError(f"Observation {key!r} is a picture and must be uint8, but its dtype is {array.dtype}.")
             if array.dtype != np.uint8 and not np.isfinite(array).all():
                 raise ValueError(f"Observation {key!r} holds NaN or infinity: {array}.")
             kind = torch.uint8 if is_image(box) else torch.float32
@@ -148,6 +158,13 @@ class WorldModelPolicy(BasePolicy):
         assert isinstance(box, spaces.Box)
         unit = (action.clamp(-1, 1).cpu().numpy() + 1) / 2
         return np.clip(box.low + unit * (box.high - box.low), box.low, box.high).astype(box.dtype)
+
+
+def _starts(episode_start: np.ndarray | None, size: int) -> np.ndarray:
+    starts = np.zeros(size, bool) if episode_start is None else np.asarray(episode_start, bool).reshape(-1)
+    if len(starts) != size:
+        raise ValueError(f"episode_start must have one entry for each of {size} observations, not {len(starts)}.")
+    return starts
 
 
 def _channels_last(array: np.ndarray, box: spaces.Box) -> np.ndarray:

@@ -1,16 +1,14 @@
 """Agents in files: one checkpoint holds what acting, dreaming and going on with training need.
 
-    world/...   the world's parameters            manifest: how to build world and agent, counters,
-    starts/...  states for dreams to begin from             where the replay is, the environments' states
-    agent/...   actor, critics, normalisers
-    optim/...   optimisers' moments
-    run/...     random states, the state being acted from, actions to restore the environments with
+world/...   the world's parameters            manifest: how to build world and agent, counters,
+starts/...  states for dreams to begin from             where the replay is, the environments' states
+agent/...   actor, critics, normalisers
+optim/...   optimisers' moments
+run/...     random states, the state being acted from, actions to restore the environments with
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import logging
 from collections import deque
 from pathlib import Path
@@ -18,43 +16,46 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from gymnasium import spaces
-from stable_baselines3.common import utils
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
 from torch import Tensor
 
+from agents.arguments import (
+    POLICY_NAMES,
+    argument_names,
+    arguments_from_json,
+    arguments_to_json,
+    check_env_and_policy,
+    is_json,
+)
 from agents.policy import Carry
+from agents.resuming import Resumable
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
 from wmgym.dream.starts import StartStates
 from wmgym.random import ModeNoise
-from wmgym.replay import SequenceReplay
 from wmgym.spaces import action_size
 from wmgym.worlds.base import SequenceBatch, State, World, concat_states, index_state
-from wmgym.worlds.store import WORLDS, config_from_dict, group, pack_world
+from wmgym.worlds.store import STARTS, group, pack_world
 
 log = logging.getLogger("wmgym")
 
 AgentT = TypeVar("AgentT", bound="Storable")
 
-_NOT_ARGUMENTS = {"self", "env", "policy", "policy_kwargs", "device", "options", "_init_setup_model"}
 _COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_updates_due", "_pretrained", "_total_timesteps")
 
 
-class Storable(BaseAlgorithm):
+class Storable(Resumable):
     """Saving and loading for `WorldModelAgent`. Nothing that is loaded is unpickled or run."""
 
-    replay_buffer: SequenceReplay | None
-    env_settings: dict[str, Any] | None
+    generator: torch.Generator
+    interrupt_folder: Path
     _carry: Carry | None
-    _replay_reference: Path | None = None
-    _replay_state: dict[str, Any] | None = None
-    _env_states: list[dict[str, Any]] | None = None
+    optimizers: dict[str, torch.optim.Optimizer]
+    _saved_starts: StartStates | None = None
 
     # -- writing ----------------------------------------------------------------------------------------------
 
-    def save(self, path: Any, exclude: Any = None, include: Any = None) -> Path:
+    def save(self, path: Any, exclude: Any = None, include: Any = None) -> Path:  # type: ignore[override]
         """Write a checkpoint that `load` and `gym.make("Dream-v0", model=path)` open.
 
         Args:
@@ -68,8 +69,10 @@ class Storable(BaseAlgorithm):
         """
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".zip")
-        if "replay_buffer" in (include or ()) and self.replay_buffer is not None:
-            self.save_replay_buffer(path.with_name(f"{path.stem}-replay.zip"))
+        if self.replay_buffer is not None:
+            self.replay_buffer.flush()
+            if "replay_buffer" in (include or ()):
+                self.save_replay_buffer(path.with_name(f"{path.stem}-replay.zip"))
         manifest, tensors = pack_world(self.policy.world, self.start_states())
         manifest |= {"env": self._env_facts(), "agent": self._agent_facts()}
         tensors |= self._behaviour_tensors() | self._optimizer_tensors()
@@ -85,24 +88,6 @@ class Storable(BaseAlgorithm):
         path = self.interrupt_folder / f"{type(self).__name__.lower()}-{name}-interrupted.zip"
         return self.save(path, include=["replay_buffer"])
 
-    def save_replay_buffer(self, path: Any) -> None:
-        """Write the replay to a file of its own (JSON and arrays, no pickle)."""
-        if self.replay_buffer is None:
-            raise ValueError("There is no replay to save: learn first.")
-        self._replay_reference = self.replay_buffer.save(path)
-
-    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
-        """Read a replay that `save_replay_buffer` wrote.
-
-        Args:
-            path: the file.
-            truncate_last_traj: the environments have moved on: what is collected next does not follow from the
-                last steps in the file.
-        """
-        self.replay_buffer = SequenceReplay.load(path, self.observation_space, self.action_space)
-        if truncate_last_traj:
-            self.replay_buffer.mark_cut()
-
     @torch.no_grad()
     def start_states(self, count: int = 256, length: int = 32) -> StartStates | None:
         """Posterior states for dreams to begin from: up to `count` first steps of episodes and as many others.
@@ -110,26 +95,33 @@ class Storable(BaseAlgorithm):
         None before anything was collected.
         """
         if self.replay_buffer is None or not self.replay_buffer.can_sample(length):
-            return None
+            return self._saved_starts
         noise = ModeNoise(self.device)
         first = _observe_first(self.policy.world, self.replay_buffer.first_steps(count, self.device), noise)
         before = self.replay_buffer.get_state()
         batch = self.replay_buffer.sample(count, length, device=self.device)
         self.replay_buffer.set_state(before)  # saving changes nothing about what is sampled next
         later = _filter_last(self.policy.world, batch, noise)
-        states = [first, later] if len(first[0]) else [later]
+        states = [part for part in (first, later) if len(part[0])]
+        if not states:
+            return None
         is_first = torch.zeros(sum(len(s[0]) for s in states), dtype=torch.bool, device=self.device)
         is_first[: len(first[0])] = True
         return StartStates(concat_states(states), is_first)
 
     def _env_facts(self) -> dict[str, Any]:
         longest = max((info["l"] for info in self.ep_info_buffer or ()), default=None)
-        return {**(self.env_settings or {}), "max_episode_steps": longest}
+        settings = self.env_settings or {}
+        lost = [name for name, value in settings.items() if not is_json(value)]
+        if lost:
+            log.warning("The environment's %s cannot be saved: give the environment again to load.", ", ".join(lost))
+        kept = {name: value for name, value in settings.items() if name not in lost}
+        return {**kept, "max_episode_steps": longest, **({"lost": lost} if lost else {})}
 
     def _agent_facts(self) -> dict[str, Any]:
         return {
             "class": type(self).__name__,
-            "arguments": {name: _to_json(name, getattr(self, name)) for name in _argument_names(type(self))},
+            "arguments": arguments_to_json(self),
             "observation_space": space_to_json(self.observation_space),
             "action_space": space_to_json(self.action_space),
             "n_envs": self.n_envs,
@@ -151,12 +143,11 @@ class Storable(BaseAlgorithm):
         """Counters as JSON, and the random and current states as tensors."""
         facts: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
         facts["episodes"] = [{key: float(info[key]) for key in ("r", "l", "t")} for info in self.ep_info_buffer or ()]
-        tensors = {"run/generator": self.generator.get_state(), "run/policy": self.policy.noise.generator.get_state()}
-        if self.replay_buffer is not None:
-            facts["replay"] = {
-                "file": str(self._replay_reference.resolve()) if self._replay_reference else None,
-                "state": self.replay_buffer.get_state(),
-            }
+        tensors = {"run/generator": self.generator.get_state(), "run/policy": self.policy.generator.get_state()}
+        replay_state = self._replay_state if self.replay_buffer is None else self.replay_buffer.get_state()
+        if replay_state is not None:
+            reference = self._replay_reference
+            facts["replay"] = {"file": str(reference.resolve()) if reference else None, "state": replay_state}
         if self._carry is not None and self._last_episode_starts is not None:
             facts["starts"] = [bool(start) for start in self._last_episode_starts]
             for name, leaf in zip(
@@ -168,16 +159,15 @@ class Storable(BaseAlgorithm):
             facts.setdefault("envs", []).append({k: v for k, v in state.items() if k != "actions"})
         return facts, tensors
 
-    def _states_of_envs(self) -> list[dict[str, Any]]:
-        """What each environment can be restored from; empty where they cannot be."""
-        if self.env is None or self.env_settings is None or self._last_obs is None:
-            return []
-        return self.env.env_method("get_state")
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """The state of every network (`"policy"`) and of every optimiser (`"optimizers.<name>"`)."""
+        optimizers = {f"optimizers.{name}": optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+        return {"policy": self.policy.state_dict(), **optimizers}
 
     # -- reading ----------------------------------------------------------------------------------------------
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[AgentT],
         path: Any,
         env: GymEnv | str | None = None,
@@ -194,7 +184,8 @@ class Storable(BaseAlgorithm):
             env: an environment to go on learning in. None: the agent acts at once, and `learn` makes the
                 environment it was saved with and continues there, exactly where it was.
             device: where to.
-            custom_objects: arguments to replace, as `kwargs` (Stable-Baselines3's name for it).
+            custom_objects: arguments to replace, as `kwargs`; names that are no arguments are left out, because the RL
+                Zoo always gives those of PPO.
             print_system_info: accepted for Stable-Baselines3's tools; the file's versions are in its manifest.
             force_reset: as in Stable-Baselines3; an environment that is given is reset before learning goes on.
             kwargs: arguments of the constructor to replace.
@@ -209,21 +200,58 @@ class Storable(BaseAlgorithm):
             raise CheckpointError(f"{path} holds a world but no agent: open it as a dream with gym.make('Dream-v0').")
         if facts["class"] != cls.__name__:
             raise CheckpointError(f"{path} holds a {facts['class']}, not a {cls.__name__}: use {facts['class']}.load.")
-        arguments = _from_json(facts["arguments"], manifest["world"]["kind"], str(path))
-        agent = cls(None, device=device, _init_setup_model=False, **{**arguments, **(custom_objects or {}), **kwargs})
-        agent._become(manifest, tensors, str(path))
+        arguments = arguments_from_json(facts["arguments"], manifest["world"]["kind"], str(path))
+        known = set(argument_names(cls))
+        arguments |= {name: value for name, value in (custom_objects or {}).items() if name in known}
+        constructor: Any = cls
+        agent: AgentT = constructor(None, device=device, _init_setup_model=False, **{**arguments, **kwargs})
+        agent._become(manifest, tensors, Path(path))
         if env is not None:
-            _check_env(agent, env, str(path))
-            agent.set_env(env, force_reset)
+            agent._move_to(env, force_reset, str(path))
         return agent
 
-    def _become(self, manifest: dict[str, Any], tensors: dict[str, Tensor], source: str) -> None:
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """Take over what `get_parameters` gave, or the parameters in a file that `save` wrote.
+
+        Args:
+            load_path_or_dict: the dictionary, or the path.
+            exact_match: whether networks and optimisers must all be there.
+            device: where a file is read to.
+
+        Raises:
+            ValueError: for a name that there is not, or (with `exact_match`) one that is missing.
+        """
+        parameters = load_path_or_dict
+        if not isinstance(parameters, dict):
+            parameters = type(self).load(parameters, device=device).get_parameters()
+        names = {"policy", *(f"optimizers.{name}" for name in self.optimizers)}
+        if unknown := sorted(set(parameters) - names) or (sorted(names - set(parameters)) if exact_match else []):
+            raise ValueError(f"Parameters of {unknown} do not match: this agent has {sorted(names)}.")
+        for name, state in parameters.items():
+            module = self.policy if name == "policy" else self.optimizers[name.removeprefix("optimizers.")]
+            module.load_state_dict(state)
+
+    def _move_to(self, env: GymEnv | str, force_reset: bool, source: str) -> None:
+        """Take an environment of the same spaces instead of the saved one; there may be more or fewer of it."""
+        if not isinstance(env, str):
+            check_env_and_policy(type(self).__name__, env, POLICY_NAMES[0])
+            env = self._wrap_env(env, self.verbose)
+            for name in ("observation_space", "action_space"):
+                own, given = getattr(self, name), getattr(env, name)
+                if own != given:
+                    raise CheckpointError(f"{source} was trained with the {name} {own}, but the env given has {given}.")
+            self.n_envs, self._carry = env.num_envs, None
+        self.set_env(env, force_reset)  # type: ignore[arg-type]
+
+    def _become(self, manifest: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
         facts, run = manifest["agent"], manifest["run"]
         self.observation_space = space_from_json(facts["observation_space"])
-        self.action_space = space_from_json(facts["action_space"])  # type: ignore[assignment]
+        self.action_space = space_from_json(facts["action_space"])
         self.n_envs = facts["n_envs"]
         settings = {key: value for key, value in manifest["env"].items() if key != "max_episode_steps"}
-        self.env_settings = settings or None
+        self.env_settings = settings if settings and "lost" not in settings else None
         self._setup_model()
         own = {f"world.{name}": value for name, value in group(tensors, "world").items()} | group(tensors, "agent")
         try:
@@ -231,11 +259,14 @@ class Storable(BaseAlgorithm):
         except RuntimeError as error:
             raise CheckpointError(f"{source} does not fit the agent it describes: {error}") from error
         self._restore_optimizers(group(tensors, "optim"))
+        if starts := group(tensors, STARTS):
+            self._saved_starts = StartStates.from_tensors(self.policy.world.initial(1), starts).to(self.device)
         for name in _COUNTERS:
             setattr(self, name, run[name])
         self.ep_info_buffer = deque(run["episodes"], maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-        self._restore_run(run, group(tensors, "run"))
+        if run_tensors := group(tensors, "run"):
+            self._restore_run(run, run_tensors, source)
 
     def _restore_optimizers(self, tensors: dict[str, Tensor]) -> None:
         for name, optimizer in self.optimizers.items():
@@ -246,11 +277,13 @@ class Storable(BaseAlgorithm):
             if state:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
-    def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
         self.generator.set_state(tensors["generator"].cpu())
-        self.policy.noise.generator.set_state(tensors["policy"].cpu())
+        self.policy.generator.set_state(tensors["policy"].cpu())
         replay = run.get("replay") or {}
-        self._replay_reference = Path(replay["file"]) if replay.get("file") else None
+        if replay.get("file"):
+            beside = source.with_name(Path(replay["file"]).name)  # the two were moved together
+            self._replay_reference = beside if beside.exists() else Path(replay["file"])
         self._replay_state = replay.get("state")
         if "starts" in run:
             self._last_episode_starts = np.array(run["starts"])
@@ -261,79 +294,6 @@ class Storable(BaseAlgorithm):
         self._env_states = [
             {**facts, "actions": tensors[f"env/{i}"].cpu().numpy()} for i, facts in enumerate(run.get("envs", []))
         ] or None
-
-    def _resume(self) -> None:
-        """Before learning goes on after `load`: the replay and, where they can be restored, the environments."""
-        if self.replay_buffer is None and self._replay_reference is not None:
-            self._resume_replay(self._replay_reference)
-        if self.env is None and self.env_settings is not None:
-            self.set_env(self.env_settings["id"])
-            self._resume_envs()
-
-    def _resume_replay(self, path: Path) -> None:
-        if not path.exists():
-            log.warning("The replay %s is gone: learning goes on with an empty one.", path)
-            return
-        self.load_replay_buffer(path, truncate_last_traj=False)
-        assert self.replay_buffer is not None
-        if self._replay_state and self.replay_buffer.get_state()["count"] == self._replay_state["count"]:
-            self.replay_buffer.set_state(self._replay_state)
-        else:
-            self.replay_buffer.mark_cut()
-
-    def _resume_envs(self) -> None:
-        assert self.env is not None
-        whole = self.replay_buffer is not None and self._env_states is not None
-        if not whole:
-            return
-        observations = [
-            self.env.env_method("set_state", state, indices=[i])[0] for i, state in enumerate(self._env_states or ())
-        ]
-        if isinstance(self.observation_space, spaces.Dict):
-            self._last_obs = {key: np.stack([o[key] for o in observations]) for key in self.observation_space.spaces}
-        else:
-            self._last_obs = np.stack(observations)
-        self._env_states = None
-
-
-def _argument_names(cls: type) -> list[str]:
-    """Every argument of the constructors, which agents keep as attributes of the same name."""
-    names = [name for base in cls.__mro__ if "__init__" in base.__dict__ for name in _signature(base)]
-    return sorted(set(names) - _NOT_ARGUMENTS)
-
-
-def _signature(base: type) -> list[str]:
-    return list(inspect.signature(base.__init__).parameters) if base.__module__.startswith("agents.") else []  # type: ignore[misc]
-
-
-def _to_json(name: str, value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, Path):
-        return str(value)
-    if callable(value):
-        if not isinstance(value, utils.ConstantSchedule):
-            log.warning("%s is a function, which no checkpoint holds: its present value is saved.", name)
-        return float(value(1.0))
-    return value
-
-
-def _from_json(arguments: dict[str, Any], kind: str, source: str) -> dict[str, Any]:
-    config = arguments.get("world_config")
-    if config is None:
-        return arguments
-    if kind not in WORLDS:
-        raise CheckpointError(f"{source} holds a world of the unknown kind {kind!r}.")
-    return {**arguments, "world_config": config_from_dict(WORLDS[kind].load()[1], config, f"{source}: world_config")}
-
-
-def _check_env(agent: Storable, env: Any, source: str) -> None:
-    if isinstance(env, str):
-        return
-    for name in ("observation_space", "action_space"):
-        own, given = getattr(agent, name), getattr(env, name)
-        if own != given:
-            raise CheckpointError(f"{source} was trained with the {name} {own}, but the environment given has {given}.")
 
 
 def _observe_first(world: World, observation: dict[str, Tensor], noise: ModeNoise) -> State:

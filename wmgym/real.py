@@ -155,8 +155,8 @@ def _make(id: str, render_mode: str | None, kwargs: dict[str, Any]) -> gym.Env:
         return gym.make(id, render_mode=render_mode, **kwargs)
     except gym.error.UnregisteredEnv as error:
         raise ValueError(_unknown(id)) from error
-    except TypeError as error:
-        if "unexpected keyword argument 'render_mode'" not in str(error):
+    except (TypeError, ValueError) as error:
+        if render_mode is None or "render_mode" not in str(error):
             raise
         return gym.make(id, **kwargs)  # an environment that cannot render
 

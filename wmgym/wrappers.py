@@ -97,8 +97,8 @@ class FlatState(gym.ObservationWrapper, RecordConstructorArgs):
         flat = spaces.flatten_space(inner)
         if not isinstance(flat, spaces.Box):
             raise SpaceError(f"The observation {inner} has no fixed length: it cannot be flattened to a vector.")
-        with np.errstate(over="ignore"):  # bounds beyond float32 (CartPole's) become infinite, which is what they mean
-            low, high = flat.low.astype(np.float32), flat.high.astype(np.float32)
+        limit = np.finfo(np.float32).max  # finite bounds, because checkers warn of infinite ones
+        low, high = (np.clip(bound, -limit, limit).astype(np.float32) for bound in (flat.low, flat.high))
         self.observation_space = spaces.Box(low, high, dtype=np.float32)
         self._inner = inner
         boxes = isinstance(inner, spaces.Dict) and all(isinstance(box, spaces.Box) for box in inner.values())

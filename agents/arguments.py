@@ -1,0 +1,181 @@
+"""The arguments of agents: checked when an agent is made, and as JSON in its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.preprocessing import is_image_space_channels_first
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv
+
+from wmgym.checkpoint import CheckpointError
+from wmgym.spaces import SpaceError, action_size, as_dict_space, is_image
+from wmgym.worlds.store import WORLDS, config_from_dict
+
+log = logging.getLogger("wmgym")
+
+POLICY_NAMES = ("WorldModelPolicy", "MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+
+_NOT_ARGUMENTS = {"self", "env", "policy", "policy_kwargs", "device", "options", "_init_setup_model"}
+
+
+# -- checks ---------------------------------------------------------------------------------------------------
+
+
+def check_env_and_policy(agent: str, env: Any, policy: Any) -> None:
+    """Refuse what is no environment, and Stable-Baselines3's order of arguments.
+
+    Raises:
+        ValueError, TypeError: naming what was given and what is wanted.
+    """
+    example = f"{agent}('dm_control/walker-walk-v0')"
+    if (isinstance(env, str) and env in POLICY_NAMES) or isinstance(env, type):
+        raise ValueError(f"The first argument is the environment, not the policy: {example}. Got {env!r}.")
+    if isinstance(env, gym.vector.VectorEnv):
+        raise TypeError(
+            f"env is a {type(env).__name__}, a vector environment of Gymnasium. Give a VecEnv of stable-baselines3 "
+            "(wmgym.real.make_vec; for dreams wmgym.DreamVecEnv), or an id and n_envs."
+        )
+    if env is not None and not isinstance(env, str | gym.Env | VecEnv):
+        raise TypeError(f"env must be an id, a gymnasium.Env or a VecEnv, not {type(env).__name__}: {example}.")
+    if isinstance(policy, str) and policy not in POLICY_NAMES:
+        raise ValueError(f"policy={policy!r} is unknown: leave it out, or say {POLICY_NAMES[0]!r}.")
+
+
+def check_spaces(observation_space: Any, action_space: Any) -> None:
+    """Refuse spaces that a world cannot use, before Stable-Baselines3 meets them.
+
+    Raises:
+        SpaceError: naming the space and the way out.
+    """
+    for key, box in as_dict_space(observation_space).items():
+        if is_image(box) and min(box.shape) == box.shape[0] and is_image_space_channels_first(box):
+            raise SpaceError(
+                f"Observation {key!r} is a picture with the channels first, {box.shape}. Pictures must be (H, W, C): "
+                "leave VecTransposeImage out, or transpose with gymnasium.wrappers.TransformObservation."
+            )
+    action_size(action_space)
+
+
+def check_numbers(agent: Any) -> None:
+    """Refuse settings of a `WorldModelAgent` with which it could not learn; whole numbers become `int`.
+
+    Raises:
+        ValueError: naming the argument, its value, and what it may be.
+    """
+    least = {"buffer_size": 1, "learning_starts": 0, "batch_size": 1, "batch_length": 2, "pretrain": 0}
+    least |= {"gradient_steps": 1, "n_envs": 1, "stats_window_size": 1}
+    if agent.train_freq is not None:
+        least["train_freq"] = 1
+    for name, minimum in least.items():
+        setattr(agent, name, _whole(name, getattr(agent, name), minimum))
+    if not (_is_number(agent.train_ratio) and 0 < agent.train_ratio < math.inf):
+        raise ValueError(
+            f"train_ratio must be a number above 0 (replayed steps per decision), not {agent.train_ratio!r}."
+        )
+    _check_rate(agent.learning_rate)
+
+
+def check_room(agent: Any) -> None:
+    """Refuse a replay too small for what is drawn from it: the agent would never begin to learn.
+
+    Raises:
+        ValueError: naming both arguments.
+    """
+    rows = agent.buffer_size // agent.n_envs
+    if rows < agent.batch_length:
+        raise ValueError(
+            f"buffer_size={agent.buffer_size} keeps {rows} steps of each of {agent.n_envs} environments, but sequences "
+            f"have batch_length={agent.batch_length} steps: raise buffer_size."
+        )
+    if rows * agent.n_envs < agent.learning_starts:
+        raise ValueError(
+            f"buffer_size={agent.buffer_size} never holds the learning_starts={agent.learning_starts} steps that "
+            "learning waits for: raise the first or lower the second."
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(name: str, value: Any, minimum: int) -> int:
+    if not _is_number(value) or not math.isfinite(value) or value < minimum or value % 1:
+        raise ValueError(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
+    return int(value)
+
+
+def _check_rate(rate: Any) -> None:
+    if callable(rate):
+        if not rate(1.0) > 0:
+            raise ValueError(f"The learning_rate schedule must begin above 0, but gives {rate(1.0)} at progress 1.")
+    elif not (_is_number(rate) and 0 <= rate < math.inf):
+        raise ValueError(f"learning_rate must be a number, 0 or more, or a schedule (a function), not {rate!r}.")
+
+
+# -- in files -------------------------------------------------------------------------------------------------
+
+
+def argument_names(cls: type) -> list[str]:
+    """Every argument of the constructors, which agents keep as attributes of the same name."""
+    names = [name for base in cls.__mro__ if "__init__" in base.__dict__ for name in _signature(base)]
+    return sorted(set(names) - _NOT_ARGUMENTS)
+
+
+def _signature(base: type) -> list[str]:
+    return list(inspect.signature(base.__init__).parameters) if base.__module__.startswith("agents.") else []  # type: ignore[misc]
+
+
+def arguments_to_json(agent: Any) -> dict[str, Any]:
+    """The arguments that an agent was made with, as JSON data."""
+    return {name: _to_json(name, getattr(agent, name)) for name in argument_names(type(agent))}
+
+
+def arguments_from_json(arguments: dict[str, Any], kind: str, source: str) -> dict[str, Any]:
+    """The inverse of `arguments_to_json`, for an agent whose world is of the kind `kind`."""
+    arguments = dict(arguments)
+    if isinstance(arguments.get("learning_rate"), dict):
+        arguments["learning_rate"] = LinearSchedule(**arguments["learning_rate"])
+    if arguments.get("world_config") is not None:
+        if kind not in WORLDS:
+            raise CheckpointError(f"{source} holds a world of the unknown kind {kind!r}.")
+        config_class = WORLDS[kind].load()[1]
+        where = f"{source}: world_config"
+        arguments["world_config"] = config_from_dict(config_class, arguments["world_config"], where)
+    return arguments
+
+
+def is_json(value: Any) -> bool:
+    """Whether `value` can stand in a checkpoint's manifest."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _to_json(name: str, value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if callable(value):
+        return _schedule_to_json(name, value)
+    return value if is_json(value) else None
+
+
+def _schedule_to_json(name: str, value: Any) -> Any:
+    if isinstance(value, FloatSchedule):
+        value = value.value_schedule
+    if isinstance(value, LinearSchedule):
+        return {"start": value.start, "end": value.end, "end_fraction": value.end_fraction}
+    if not isinstance(value, ConstantSchedule):
+        log.warning("%s is a function, which no checkpoint holds: its first value is. Give it again to load.", name)
+    return float(value(1.0))

@@ -1,0 +1,132 @@
+"""Acting while learning: decide, step the environments, and store what they brought."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor, nn
+
+from agents.policy import Carry
+from agents.storage import Storable
+from wmgym.spaces import action_size
+
+
+class Collecting(Storable):
+    """The collecting half of `WorldModelAgent`'s loop."""
+
+    learning_starts: int
+
+    def _explore(self, action: Tensor) -> Tensor:
+        """What is done to the policy's action `(B, A)` while collecting; nothing by default."""
+        return action
+
+    @contextmanager
+    def _anew_after_error(self) -> Iterator[None]:
+        """What fails half-way leaves the environments out of step with the replay: the next `learn` resets them."""
+        try:
+            yield
+        except BaseException:
+            self._last_obs = None
+            raise
+
+    def _begin_episodes(self) -> None:
+        """Forget the past: environments were reset."""
+        self._carry = self.policy.initial_carry(self.n_envs)
+        zeros = np.zeros(self.n_envs, np.float32)
+        action = np.zeros((self.n_envs, action_size(self.action_space)), np.float32)
+        self._record(self._last_obs, action, zeros, np.ones(self.n_envs, bool), np.zeros(self.n_envs, bool))
+
+    def _collect_step(self, callback: BaseCallback, total_timesteps: int, log_interval: int | None) -> bool:
+        """One decision in every environment; False when a callback asks to stop."""
+        assert self.env is not None
+        callback.on_rollout_start()
+        action = self._decide()
+        env_action = self.policy.to_environment(action)
+        new_obs, rewards, dones, infos = self.env.step(env_action)
+        self._remember(action.cpu().numpy(), new_obs, rewards, dones, infos)
+        self.num_timesteps += self.n_envs
+        self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+        self._update_info_buffer(infos, dones)
+        self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+        before, self._episode_num = self._episode_num, self._episode_num + int(dones.sum())
+        callback.update_locals(locals())
+        if not callback.on_step():
+            return False
+        callback.on_rollout_end()
+        if log_interval and self._episode_num // log_interval > before // log_interval:
+            self.dump_logs()
+        return True
+
+    @torch.no_grad()
+    def _decide(self) -> Tensor:
+        """See the last observation and choose: at random before learning starts, then by the policy, exploring."""
+        observation, _ = self.policy.to_observation(self._last_obs)
+        is_first = torch.as_tensor(self._last_episode_starts, device=self.device)
+        assert self._carry is not None
+        if self.num_timesteps < self.learning_starts:
+            action = self._random_action()
+            self._carry = Carry(self._carry.state, action)
+            return action
+        carry = self.policy.step(self._carry, observation, is_first, self.policy.noise)
+        self._carry = Carry(carry.state, self._explore(carry.action))
+        return self._carry.action
+
+    def _random_action(self) -> Tensor:
+        size = action_size(self.action_space)
+        draw = self.policy.noise.uniform(self.n_envs, size)
+        if isinstance(self.action_space, spaces.Discrete):
+            return nn.functional.one_hot(draw.argmax(-1), size).float()
+        return 2 * draw - 1
+
+    def _remember(
+        self, action: np.ndarray, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        """Store what the step led to; where an episode ended, its last observation, then the next one's first."""
+        reached = _replace_rows(new_obs, {int(i): infos[i]["terminal_observation"] for i in np.flatnonzero(dones)})
+        truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
+        self._record(reached, action, rewards, np.zeros(self.n_envs, bool), dones & ~truncated)
+        if dones.any():
+            rows = np.flatnonzero(dones)
+            first = {key: value[rows] for key, value in new_obs.items()} if isinstance(new_obs, dict) else new_obs[rows]
+            blank = np.zeros(len(rows), np.float32)
+            self._record(first, 0 * action[rows], blank, np.ones(len(rows), bool), np.zeros(len(rows), bool), rows)
+
+    def _record(
+        self,
+        observation: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        is_first: np.ndarray,
+        is_terminal: np.ndarray,
+        rows: np.ndarray | None = None,
+    ) -> None:
+        assert self.replay_buffer is not None
+        envs = None if rows is None or len(rows) == self.n_envs else rows
+        try:
+            self.replay_buffer.add(observation, action, reward, is_first, is_terminal, envs=envs)
+        except ValueError as error:
+            raise ValueError(
+                f"After {self.num_timesteps} decisions the environment brought what cannot be learned from: {error} "
+                "Mend the environment (gymnasium.wrappers.TransformObservation, TransformReward). The agent is whole: "
+                "save it, or call learn again, which resets the environment."
+            ) from error
+
+
+def _replace_rows(observation: Any, rows: dict[int, Any]) -> Any:
+    """A copy of a batch of observations with some rows replaced."""
+    if not rows:
+        return observation
+    if isinstance(observation, dict):
+        return {
+            key: _replace_rows(value, {i: row[key] for i, row in rows.items()}) for key, value in observation.items()
+        }
+    replaced = observation.copy()
+    for i, row in rows.items():
+        replaced[i] = row
+    return replaced
