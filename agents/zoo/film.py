@@ -1,0 +1,137 @@
+"""Films of a world beside the real environment: both do the same, the dream without looking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from matplotlib import font_manager
+from moviepy import ImageSequenceClip
+from PIL import Image, ImageDraw, ImageFont
+
+from agents.base import WorldModelAgent
+from wmgym.dream import DreamEnv
+from wmgym.rendering import Picture
+from wmgym.worlds.base import State
+
+_HEADER, _GAP, _MARGIN, _FONT_SIZE = 32, 8, 10, 18
+_INK, _PAPER = (20, 20, 20), (245, 245, 245)
+
+
+class Moment(NamedTuple):
+    """One step of a real episode."""
+
+    picture: Picture
+    state: State  # the posterior, (1, ...)
+    action: np.ndarray  # chosen there, in the environment's units
+
+
+def film_dream(
+    agent: WorldModelAgent,
+    env: gym.Env,
+    path: str | Path,
+    steps: int = 250,
+    watched: int = 10,
+    fps: int = 25,
+    size: int = 256,
+    seed: int = 0,
+) -> Path:
+    """Film a real episode of `agent`, and beside it the dream of the same actions.
+
+    During the first `watched` steps the world filters what the environment shows, and its picture is drawn from the
+    posterior. From then on it sees nothing: it predicts from that state and the agent's actions alone.
+
+    Args:
+        agent: its world must decode pictures.
+        env: the real environment, as the agent sees it, with `render_mode="rgb_array"`.
+        path: of the mp4.
+        steps: decisions; fewer if the episode ends.
+        watched: how many of them the world may see; 1 or more.
+        fps: frames, which are decisions, a second.
+        size: height and width of each of the two pictures, even.
+        seed: of the episode.
+
+    Returns:
+        The path written.
+    """
+    moments = list(_episode(agent, env, steps, seed))
+    frames = [
+        compose(moment.picture, dreamt, size, step, step < watched)
+        for step, (moment, dreamt) in enumerate(zip(moments, _dream(agent, moments, watched, seed), strict=True))
+    ]
+    return write_film(path, frames, fps)
+
+
+def write_film(path: str | Path, frames: Sequence[Picture], fps: int) -> Path:
+    """Write frames `(H, W, 3)` of even sizes as an H.264 film that browsers play."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clip = ImageSequenceClip(list(frames), fps=fps)
+    try:
+        clip.write_videofile(str(path), codec="libx264", audio=False, pixel_format="yuv420p", logger=None)
+    finally:
+        clip.close()
+    return path
+
+
+def compose(real: Picture, dreamt: Picture, size: int, step: int, watching: bool) -> Picture:
+    """One frame: the two pictures side by side below their labels, `(size + 32, 2 size + 8, 3)`.
+
+    Example:
+        >>> black = np.zeros((64, 64, 3), np.uint8)
+        >>> compose(black, black, size=256, step=3, watching=False).shape
+        (288, 520, 3)
+    """
+    canvas = Image.new("RGB", (2 * size + _GAP, size + _HEADER), _PAPER)
+    for picture, left in ((real, 0), (dreamt, size + _GAP)):
+        canvas.paste(Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC), (left, _HEADER))
+    # matplotlib brings this font along, so that labels look the same on every machine.
+    font = ImageFont.truetype(font_manager.findfont("DejaVu Sans"), _FONT_SIZE)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, _HEADER / 2), "real", _INK, font, anchor="lm")
+    label = "dream (watching)" if watching else "dream"
+    draw.text((size + _GAP + _MARGIN, _HEADER / 2), label, _INK, font, anchor="lm")
+    draw.text((2 * size + _GAP - _MARGIN, _HEADER / 2), f"step {step}", _INK, font, anchor="rm")
+    return np.asarray(canvas)
+
+
+def _episode(agent: WorldModelAgent, env: gym.Env, steps: int, seed: int) -> Iterator[Moment]:
+    """A real episode, acting deterministically."""
+    observation, _ = env.reset(seed=seed)
+    carry: Any = None
+    for _ in range(steps):
+        action, carry = agent.predict(observation, carry, deterministic=True)
+        yield Moment(_rendered(env), _state(agent, carry), action)
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            return
+
+
+def _dream(agent: WorldModelAgent, moments: Sequence[Moment], watched: int, seed: int) -> Iterator[Picture]:
+    """The world's picture of each moment; from `watched` on without having seen it."""
+    # At temperature 0 the dream is the most likely one.
+    dream = DreamEnv(
+        agent.world, render_mode="rgb_array", temperature=0.0, termination="never", horizon=len(moments) + 1
+    )
+    for step, moment in enumerate(moments):
+        if step < max(watched, 1):
+            dream.reset(seed=seed, options={"state": moment.state})
+        else:
+            dream.step(moments[step - 1].action)
+        yield _rendered(dream)
+
+
+def _state(agent: WorldModelAgent, carry: tuple[np.ndarray, ...]) -> State:
+    leaves = [torch.as_tensor(leaf, device=agent.world.device) for leaf in carry[:-1]]
+    return type(agent.world.initial(1))(*leaves)
+
+
+def _rendered(env: gym.Env) -> Picture:
+    picture = env.render()
+    if not isinstance(picture, np.ndarray):
+        raise ValueError("A film needs an environment made with render_mode='rgb_array'.")
+    return picture
