@@ -90,7 +90,7 @@ class Dreamer(WorldModelAgent):
         critic_learning_rate: float = 3e-4,
         batch_size: int = 16,
         batch_length: int = 32,
-        train_ratio: float = 128.0,
+        train_ratio: float = 102.4,
         learning_starts: int = 2500,
         deter: int = 200,
         stoch: int = 30,
@@ -142,7 +142,7 @@ class Dreamer(WorldModelAgent):
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
-            return torch.optim.Adam(module.parameters(), rate, eps=1e-5, foreach=True)
+            return torch.optim.Adam(module.parameters(), rate, eps=1e-5, fused=True)
 
         return {
             "world": adam(self.policy.world, self.lr_schedule(1.0)),
@@ -163,17 +163,17 @@ class Dreamer(WorldModelAgent):
         loss = self.world.loss(batch, self.noise)
         world_norm = self._descend("world", loss.total, self.world)
         with matmul_precision(self.dream_precision):
-            dreams = self._dream(self._starts(loss.states))
+            states = flatten_state(detach_state(loss.states))
+            dreams = self._dream(index_state(states, self._start_rows(batch)))
             metrics = self._update_behaviour(dreams)
         return {**loss.parts, **loss.metrics, "world_grad_norm": world_norm, **metrics}
 
-    def _starts(self, states: State) -> State:
-        """Where dreams start: posterior states of the batch, all or a random few."""
-        states = flatten_state(detach_state(states))
-        count = len(states[0])
+    def _start_rows(self, batch: SequenceBatch) -> Tensor | slice:
+        """Which of the batch's `T * B` posterior states dreams start from: all, or a random few."""
+        count = batch.reward.numel()
         if self.imagine_starts is None or self.imagine_starts >= count:
-            return states
-        return index_state(states, self.noise.uniform(count).topk(self.imagine_starts).indices)
+            return slice(None)
+        return self.noise.uniform(count).topk(self.imagine_starts).indices
 
     def _dream(self, starts: State) -> Rollout:
         with frozen(self.world):
