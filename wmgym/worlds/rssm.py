@@ -92,6 +92,12 @@ class RSSMConfig:
     continue_target: float = 1.0
     """What the continue head predicts for a step that does not end (DreamerV3: `1 - 1/333`)."""
 
+    def __post_init__(self) -> None:
+        if self.ensemble == 1:
+            raise ValueError("ensemble=1 has nobody to disagree with: use 0 (none) or 2 and more.")
+        if (self.dyn_scale is None) != (self.rep_scale is None):
+            raise ValueError("dyn_scale and rep_scale weigh the two sides of one KL: give both or neither.")
+
     def kl_weights(self) -> tuple[float, float]:
         """Weights of the KL's two sides, (prior's, posterior's)."""
         if self.dyn_scale is not None and self.rep_scale is not None:
@@ -328,9 +334,7 @@ class RSSM(World):
             return {}
         return self.decoder.loss(features, {key: observation[key] for key in sorted(keys)})
 
-    def _picture_rows(
-        self, features: Tensor, observation: Observation, noise: Noise
-    ) -> tuple[Tensor, Observation]:
+    def _picture_rows(self, features: Tensor, observation: Observation, noise: Noise) -> tuple[Tensor, Observation]:
         """A random share of the `(T, B)` frames, as `(K, ...)`."""
         if self.config.picture_share >= 1.0:
             return features, observation
@@ -368,7 +372,7 @@ class RSSM(World):
 
     def _ensemble_loss(self, features: Tensor, batch: SequenceBatch, posterior: Latent) -> dict[str, Tensor]:
         """Each head predicts the next posterior's mean from features and action; it never shapes the state."""
-        if not self.ensemble:
+        if not self.ensemble or len(features) == 1:  # a single step has no next one
             return {}
         inputs = torch.cat([features[:-1].detach(), batch.action[1:]], -1)
         target = posterior.mean if isinstance(posterior, Gaussian) else posterior.log_probs.exp().flatten(-2)
