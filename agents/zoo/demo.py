@@ -49,9 +49,9 @@ class DemoSettings:
 
     env: str = _option("dm_control/cartpole-swingup-v0", "Gymnasium id of the real environment")
     env_steps: int = _option(20_000, "real simulator steps the Dreamer learns from, action repeat included")
-    train_ratio: float = _option(102.4, "replayed steps per decision of the Dreamer")
+    train_ratio: float = _option(128.0, "replayed steps per decision of the Dreamer")
     learning_starts: int = _option(1000, "random decisions before the Dreamer learns")
-    dream_steps: int = _option(500_000, "dreamt steps PPO learns from")
+    dream_steps: int = _option(800_000, "dreamt steps PPO learns from")
     dreams: int = _option(64, "dreams that PPO learns in at once")
     horizon: int = _option(100, "steps of each of these dreams")
     episodes: int = _option(10, "evaluation episodes of each agent, in the real environment and in the dream")
@@ -106,9 +106,9 @@ class RandomAgent:
 
 def build_dreamer(settings: DemoSettings) -> Dreamer:
     """A Dreamer that sees the state only, whose world also learns to draw, so that its dreams can be looked at."""
-    # Drawing costs more than all the rest, so a few frames of each batch must do.
-    world = flagship_world(deter=200, stoch=30, units=200, depth=16, picture_share=0.05)
-    world = dataclasses.replace(world, observed_keys=("state",), picture_gradient=False)
+    # Drawing costs more than all the rest, so some frames of each batch must do.
+    world = flagship_world(deter=200, stoch=30, units=200, depth=16, picture_share=0.1)
+    world = dataclasses.replace(world, observed_keys=("state",), picture_gradient=False, picture_scale=0.1)
     options: dict[str, Any] = {
         "train_ratio": settings.train_ratio,
         "learning_starts": settings.learning_starts,
