@@ -7,8 +7,16 @@ Example:
 
 from agents.base import WorldModelAgent
 from agents.dreamer import Dreamer
+from agents.dreamer_v1 import DreamerV1
+from agents.dreamer_v2 import DreamerV2
+from agents.dreamer_v3 import DreamerV3
 
-ALGORITHMS: dict[str, type[WorldModelAgent]] = {"dreamer": Dreamer}
+ALGORITHMS: dict[str, type[WorldModelAgent]] = {
+    "dreamer": Dreamer,
+    "dreamer_v1": DreamerV1,
+    "dreamer_v2": DreamerV2,
+    "dreamer_v3": DreamerV3,
+}
 """The agents by the name that the zoo's command line uses."""
 
-__all__ = ["ALGORITHMS", "Dreamer", "WorldModelAgent"]
+__all__ = ["ALGORITHMS", "Dreamer", "DreamerV1", "DreamerV2", "DreamerV3", "WorldModelAgent"]

@@ -96,7 +96,7 @@ def imagine_rollout(
     return Rollout(features, taken, *outcome, policy)
 
 
-def lambda_returns(rewards: Tensor, discounts: Tensor, values: Tensor, lam: float) -> Tensor:
+def lambda_returns(rewards: Tensor, discounts: Tensor, values: Tensor, lam: float | Tensor) -> Tensor:
     """The lambda-return of every step (DreamerV1 eq. 6, as a recursion backwards in time).
 
         R_t = r_t + d_t ((1 - lam) v_{t+1} + lam R_{t+1}),    R_H = v_H
@@ -105,7 +105,7 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, values: Tensor, lam: floa
         rewards: `(H, ...)`, of the step from t to t + 1.
         discounts: `(H, ...)`, discount times probability of continuing, of the same step.
         values: `(H + 1, ...)`, at the states themselves.
-        lam: 0 looks one step ahead, 1 to the end of the rollout.
+        lam: 0 looks one step ahead, 1 to the end of the rollout; one number, or one a step, `(H, ...)`.
 
     Returns:
         `(H, ...)`.
