@@ -67,7 +67,7 @@ class DreamerV1(Dreamer):
         60
     """
 
-    world: RSSM  # type: ignore[assignment]
+    world: RSSM
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class DreamerV1(Dreamer):
         self.free_nats, self.vector_scale = free_nats, vector_scale
         self.pcont, self.pcont_scale = pcont, pcont_scale
         config = v1_world(deter, stoch, units, depth, gamma, pcont)
-        scales = {"free_nats": free_nats, "vector_scale": vector_scale, "continue_scale": pcont_scale}
+        scales: dict[str, Any] = {"free_nats": free_nats, "vector_scale": vector_scale, "continue_scale": pcont_scale}
         super().__init__(
             env,
             policy,

@@ -75,7 +75,7 @@ class DreamerV2(Dreamer):
         60
     """
 
-    world: RSSM  # type: ignore[assignment]
+    world: RSSM
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class DreamerV2(Dreamer):
         self.vector_scale, self.pcont, self.pcont_scale = vector_scale, pcont, pcont_scale
         self.slow_every, self.weight_decay = slow_every, weight_decay
         config = v2_world(deter, stoch, classes, units, depth, gamma, pcont)
-        scales = {"kl_balance": kl_balance, "kl_scale": kl_scale, "free_nats": free_nats}
+        scales: dict[str, Any] = {"kl_balance": kl_balance, "kl_scale": kl_scale, "free_nats": free_nats}
         scales |= {"vector_scale": vector_scale, "continue_scale": pcont_scale}
         super().__init__(
             env,

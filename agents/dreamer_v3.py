@@ -75,7 +75,7 @@ class DreamerV3(Dreamer):
         60
     """
 
-    world: RSSM  # type: ignore[assignment]
+    world: RSSM
 
     def __init__(
         self,

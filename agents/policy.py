@@ -34,6 +34,11 @@ class WorldModelPolicy(BasePolicy):
 
     world: World
     noise: TorchNoise
+    # The behaviour's modules, where it has them; what torch says of a module's attributes is of no use.
+    actor: Any
+    critic: Any
+    slow_critic: Any
+    return_range: Any
 
     def __init__(
         self,
@@ -59,7 +64,7 @@ class WorldModelPolicy(BasePolicy):
 
     def choose(self, state: State, noise: Noise, deterministic: bool) -> Tensor:
         """The action `(B, A)` at `state`, as the world reads it."""
-        distribution = self.actor(self.world.features(state))  # type: ignore[operator]
+        distribution = self.actor(self.world.features(state))
         return distribution.mode() if deterministic else distribution.sample(noise)
 
     def initial_carry(self, batch_size: int) -> Carry:
