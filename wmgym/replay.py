@@ -218,7 +218,8 @@ class SequenceReplay:
             steps = np.arange(self._streams.oldest[env], self._streams.count[env])
             is_first = self._storage.arrays["is_first"][env, steps % self._storage.rows]
             parts.append(self._storage.gather(np.array(env), steps[is_first][-limit:]))
-        observation = grouped({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})["observation"]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        observation = grouped(joined)["observation"]
         return {key: torch.from_numpy(value).to(device) for key, value in observation.items()}
 
     def episodes(self, env: int | None = None) -> Iterator[Episode]:

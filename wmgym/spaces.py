@@ -32,15 +32,12 @@ def as_dict_space(space: spaces.Space) -> dict[str, spaces.Box]:
     Raises:
         SpaceError: for anything else; the message says which entry and what to do.
     """
-    if isinstance(space, spaces.Dict):
-        boxes = dict(space.spaces)
-    else:
-        boxes = {OBSERVATION: space}
+    boxes = dict(space.spaces) if isinstance(space, spaces.Dict) else {OBSERVATION: space}
     if not boxes:
         raise SpaceError("The observation space is an empty Dict: a world needs something to see.")
     for key, box in boxes.items():
         _check_box(key, box)
-    return boxes
+    return boxes  # type: ignore[return-value]  # checked just above
 
 
 def _check_box(key: str, box: spaces.Space) -> None:

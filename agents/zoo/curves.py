@@ -61,7 +61,8 @@ def table(groups: dict[Group, list[dict[str, Any]]]) -> str:
         minutes = _mean(run["wall_clock_s"] / 60 for run in runs)
         seeds = ", ".join(str(run["seed"]) for run in runs)
         name = group.env_id.removeprefix("dm_control/").removesuffix("-v0")
-        lines.append(f"| {name} | {group.algo}, {group.preset} | {seeds} | {marks[0]} | {marks[1]} | {last} | {minutes} |")
+        cells = [name, f"{group.algo}, {group.preset}", seeds, *marks, last, minutes]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,1 @@
+"""Networks, recurrent cells and distributions that worlds and agents are made of."""

@@ -1,0 +1,1 @@
+"""World models behind one interface: observe into them, imagine forward."""

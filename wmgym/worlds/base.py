@@ -112,9 +112,7 @@ class World(nn.Module, ABC):
         """The state before anything was seen, `(batch_size, ...)`."""
 
     @abstractmethod
-    def observe(
-        self, state: State, action: Tensor, observation: Observation, is_first: Tensor, noise: Noise
-    ) -> State:
+    def observe(self, state: State, action: Tensor, observation: Observation, is_first: Tensor, noise: Noise) -> State:
         """One filter step, the posterior.
 
         Args:
@@ -167,7 +165,7 @@ class World(nn.Module, ABC):
 def map_state(function: Callable[..., Tensor], *states: StateT) -> StateT:
     """`function` applied leaf by leaf to one or more states of the same kind."""
     first: Any = states[0]
-    return type(first)(*(function(*leaves) for leaves in zip(*states, strict=True)))  # type: ignore[call-overload]
+    return type(first)(*(function(*leaves) for leaves in zip(*states, strict=True)))
 
 
 def index_state(state: StateT, index: Any) -> StateT:
@@ -211,4 +209,4 @@ def state_to_dict(state: State) -> dict[str, Tensor]:
 
 def state_from_dict(like: StateT, leaves: Mapping[str, Tensor]) -> StateT:
     """The inverse of `state_to_dict`, for a state of the kind of `like`."""
-    return type(like)(**leaves)  # type: ignore[call-overload]
+    return type(like)(**leaves)

@@ -290,7 +290,7 @@ class RSSM(World):
         means = {f"{name}_loss": part.mean().detach() for name, part in parts.items()}
         with torch.no_grad():
             metrics = {
-                "kl": posterior.kl(prior).mean(),
+                "kl": posterior.kl(prior).mean(),  # type: ignore[arg-type]
                 "prior_entropy": prior.entropy().mean(),
                 "posterior_entropy": posterior.entropy().mean(),
             }
