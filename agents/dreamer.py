@@ -58,7 +58,8 @@ class Dreamer(WorldModelAgent):
         units: width of every hidden layer.
         depth: channels of the first convolution, when there are pictures.
         picture_share: share of the frames that each update reconstructs.
-        world_config: a whole world configuration, instead of the five above.
+        picture_scale: weight of their squared error.
+        world_config: a whole world configuration, instead of the six above.
         horizon: imagined steps.
         imagine_starts: how many of a batch's posterior states dreams start from; None: all.
         gamma: discount per decision.
@@ -97,6 +98,7 @@ class Dreamer(WorldModelAgent):
         units: int = 200,
         depth: int = 16,
         picture_share: float = 0.25,
+        picture_scale: float = 1.0,
         world_config: RSSMConfig | None = None,
         horizon: int = 12,
         imagine_starts: int | None = 128,
@@ -111,8 +113,8 @@ class Dreamer(WorldModelAgent):
         **options: Any,
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
-        self.picture_share = picture_share
-        self.world_config = world_config or flagship_world(deter, stoch, units, depth, picture_share)
+        self.picture_share, self.picture_scale = picture_share, picture_scale
+        self.world_config = world_config or flagship_world(deter, stoch, units, depth, picture_share, picture_scale)
         self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
         self.horizon, self.imagine_starts = horizon, imagine_starts
         self.gamma, self.lam, self.actor_gradient = gamma, lam, actor_gradient
@@ -228,7 +230,9 @@ class Dreamer(WorldModelAgent):
         return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
 
 
-def flagship_world(deter: int, stoch: int, units: int, depth: int, picture_share: float) -> RSSMConfig:
+def flagship_world(
+    deter: int, stoch: int, units: int, depth: int, picture_share: float, picture_scale: float = 1.0
+) -> RSSMConfig:
     """The flagship's world at the given sizes; convolutions run in bfloat16."""
     coder = CoderConfig(units=units, layers=2, depth=depth, bfloat16=True)
     return RSSMConfig(
@@ -240,6 +244,7 @@ def flagship_world(deter: int, stoch: int, units: int, depth: int, picture_share
         reward=HeadConfig(layers=2, units=units),
         continues=HeadConfig(layers=1, units=units),
         picture_share=picture_share,
+        picture_scale=picture_scale,
         vector_scale=5.0,
         reward_scale=5.0,
         continue_scale=5.0,
