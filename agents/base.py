@@ -103,7 +103,7 @@ class WorldModelAgent(Collecting):
         check_env_and_policy(type(self).__name__, env, policy)
         seed = int(np.random.SeedSequence().generate_state(1)[0] % 2**31) if seed is None else seed
         self.observation, self.env_kwargs, self.n_envs = observation, env_kwargs, n_envs
-        self.env_settings = None
+        self.env_settings: dict[str, Any] | None = None
         if isinstance(env, str):
             options = {"observation": observation, "action_repeat": action_repeat, **(env_kwargs or {})}
             self.env_settings = {"id": env, **options}
@@ -273,6 +273,9 @@ class WorldModelAgent(Collecting):
     ) -> None:
         going_on = True
         with self._anew_after_error():
+            if self._learning_pending:
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self._learn_due()
             while going_on and self.num_timesteps < total_timesteps and not interrupt.requested:
                 going_on = self._collect_step(callback, total_timesteps, log_interval)
                 self._learn_due()
@@ -299,6 +302,7 @@ class WorldModelAgent(Collecting):
     def _learn_due(self) -> None:
         """As many updates as the steps collected since the last call have earned."""
         assert self.replay_buffer is not None
+        self._learning_pending = False
         if len(self.replay_buffer) < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
             return
         self._updates_due += self.n_envs * self.updates_per_decision
@@ -365,10 +369,10 @@ class WorldModelAgent(Collecting):
         """Learn in another environment with the same spaces; an id is made as the first one was."""
         if isinstance(env, str):
             options = {key: value for key, value in (self.env_settings or {}).items() if key != "id"}
-            self.env_settings = {"id": env, **options}
+            settings: dict[str, Any] | None = {"id": env, **options}
             env = make_vec(env, self.n_envs, seed=self.seed, **options)
         else:
             check_env_and_policy(type(self).__name__, env, POLICY_NAMES[0])
-            self.env_settings = None  # nothing is known of how it was made
-        self._env_states = None
+            settings = None  # nothing is known of how it was made
         super().set_env(env, force_reset)
+        self.env_settings, self._env_states = settings, None

@@ -21,6 +21,8 @@ class Collecting(Storable):
     """The collecting half of `WorldModelAgent`'s loop."""
 
     learning_starts: int
+    _learning_pending = False
+    """Whether the last step's updates are still to come: so it is for what a callback saves."""
 
     def _explore(self, action: Tensor) -> Tensor:
         """What is done to the policy's action `(B, A)` while collecting; nothing by default."""
@@ -55,6 +57,7 @@ class Collecting(Storable):
         self._update_info_buffer(infos, dones)
         self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         before, self._episode_num = self._episode_num, self._episode_num + int(dones.sum())
+        self._learning_pending = True
         callback.update_locals(locals())
         if not callback.on_step():
             return False

@@ -31,9 +31,15 @@ class Resumable(BaseAlgorithm):
     _env_states: list[dict[str, Any]] | None = None
 
     def _prepare_replay(self) -> None:
+        """A replay before learning begins; what a folder holds already stays."""
         if self.replay_buffer is not None:
             return
-        self.replay_buffer = SequenceReplay(
+        self.replay_buffer = self._open_replay()
+        if held := len(self.replay_buffer):
+            log.warning("%s holds %d steps already: they are learned from too.", self.buffer_folder, held)
+
+    def _open_replay(self) -> SequenceReplay:
+        return SequenceReplay(
             self.buffer_size,
             self.observation_space,
             self.action_space,
@@ -41,10 +47,6 @@ class Resumable(BaseAlgorithm):
             folder=self.buffer_folder,
             seed=self.seed,
         )
-        if len(self.replay_buffer):
-            log.warning(
-                "%s holds %d steps already: they are learned from too.", self.buffer_folder, len(self.replay_buffer)
-            )
 
     def save_replay_buffer(self, path: Any) -> None:
         """Write the replay to a file of its own (JSON and arrays, no pickle)."""
@@ -97,7 +99,7 @@ class Resumable(BaseAlgorithm):
         """The memory-mapped folder if there is one, else the file; back to the moment of saving if it still can."""
         path = self._replay_reference
         if self.buffer_folder is not None and (Path(self.buffer_folder) / INDEX).is_file():
-            self._prepare_replay()
+            self.replay_buffer = self._open_replay()
         elif path is not None and path.exists():
             try:
                 self.load_replay_buffer(path, truncate_last_traj=False)

@@ -41,7 +41,15 @@ log = logging.getLogger("wmgym")
 
 AgentT = TypeVar("AgentT", bound="Storable")
 
-_COUNTERS = ("num_timesteps", "_episode_num", "_n_updates", "_updates_due", "_pretrained", "_total_timesteps")
+_COUNTERS = (
+    "num_timesteps",
+    "_episode_num",
+    "_n_updates",
+    "_updates_due",
+    "_pretrained",
+    "_total_timesteps",
+    "_learning_pending",
+)
 
 
 class Storable(Resumable):
@@ -110,7 +118,7 @@ class Storable(Resumable):
         return StartStates(concat_states(states), is_first)
 
     def _env_facts(self) -> dict[str, Any]:
-        longest = max((info["l"] for info in self.ep_info_buffer or ()), default=None)
+        longest = max((int(info["l"]) for info in self.ep_info_buffer or ()), default=None)
         settings = self.env_settings or {}
         lost = [name for name, value in settings.items() if not is_json(value)]
         if lost:
@@ -241,7 +249,10 @@ class Storable(Resumable):
             for name in ("observation_space", "action_space"):
                 own, given = getattr(self, name), getattr(env, name)
                 if own != given:
-                    raise CheckpointError(f"{source} was trained with the {name} {own}, but the env given has {given}.")
+                    raise CheckpointError(
+                        f"{source} was trained with the {name} {own}, but the env given has {given}. "
+                        "wmgym.make_env makes environments as agents see them; others need an agent of their own."
+                    )
             self.n_envs, self._carry = env.num_envs, None
         self.set_env(env, force_reset)  # type: ignore[arg-type]
 
@@ -262,7 +273,7 @@ class Storable(Resumable):
         if starts := group(tensors, STARTS):
             self._saved_starts = StartStates.from_tensors(self.policy.world.initial(1), starts).to(self.device)
         for name in _COUNTERS:
-            setattr(self, name, run[name])
+            setattr(self, name, run.get(name, getattr(self, name)))
         self.ep_info_buffer = deque(run["episodes"], maxlen=self._stats_window_size)
         self.ep_success_buffer = deque(maxlen=self._stats_window_size)
         if run_tensors := group(tensors, "run"):
@@ -270,10 +281,11 @@ class Storable(Resumable):
 
     def _restore_optimizers(self, tensors: dict[str, Tensor]) -> None:
         for name, optimizer in self.optimizers.items():
+            parameters = [parameter for part in optimizer.param_groups for parameter in part["params"]]
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in group(tensors, name).items():
                 index, moment = key.split("/")
-                state.setdefault(int(index), {})[moment] = value
+                state.setdefault(int(index), {})[moment] = _laid_out_as(parameters[int(index)], value)
             if state:
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
@@ -294,6 +306,11 @@ class Storable(Resumable):
         self._env_states = [
             {**facts, "actions": tensors[f"env/{i}"].cpu().numpy()} for i, facts in enumerate(run.get("envs", []))
         ] or None
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A moment with the strides of its parameter, without which the next update rounds differently."""
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
 
 
 def _observe_first(world: World, observation: dict[str, Tensor], noise: ModeNoise) -> State:
