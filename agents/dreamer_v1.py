@@ -135,7 +135,7 @@ class DreamerV1(Dreamer):
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
-            return torch.optim.Adam(module.parameters(), rate, eps=1e-7, foreach=True)  # TensorFlow's eps
+            return torch.optim.Adam(module.parameters(), rate, eps=1e-7, fused=True)  # TensorFlow's eps
 
         return {
             "world": adam(self.policy.world, self.lr_schedule(1.0)),

@@ -157,7 +157,7 @@ class DreamerV2(Dreamer):
         def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
             # The paper's decay is not multiplied by the learning rate; torch's is.
             decay = self.weight_decay / rate if rate else 0.0
-            return torch.optim.AdamW(module.parameters(), rate, eps=1e-5, weight_decay=decay, foreach=True)
+            return torch.optim.AdamW(module.parameters(), rate, eps=1e-5, weight_decay=decay, fused=True)
 
         return {
             "world": adam(self.policy.world, self.lr_schedule(1.0)),
