@@ -43,7 +43,9 @@ def describe_commit() -> str:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", ":/agents", ":/wmgym", ":/zoo_configs/*.yml")
@@ -122,6 +124,9 @@ class ResultRecorder(BaseCallback):
             self.evaluate()
 
     def _on_step(self) -> bool:
-        if self.model.num_timesteps // self.every > (self.model.num_timesteps - self.training_env.num_envs) // self.every:
+        if (
+            self.model.num_timesteps // self.every
+            > (self.model.num_timesteps - self.training_env.num_envs) // self.every
+        ):
             self.evaluate()
         return True

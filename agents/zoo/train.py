@@ -1,6 +1,6 @@
 """Train an agent by its name and preset, and write its result file.
 
-    python -m agents.zoo.train --algo dreamer --env dm_control/walker-walk-v0 --seed 0 --env-steps 100000
+python -m agents.zoo.train --algo dreamer --env dm_control/walker-walk-v0 --seed 0 --env-steps 100000
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_observations_of_every_kind(tiny: Any, counter: Any, observation: spaces
 @pytest.mark.parametrize(
     "action",
     [
-        spaces.Box(np.array([0.0, -10.0]), np.array([1.0, 30.0]), dtype=np.float32),
+        spaces.Box(np.array([0, -10], np.float32), np.array([1, 30], np.float32)),
         spaces.Box(-2, 2, (1,), np.float64),
         spaces.Discrete(4, start=3),
         spaces.Discrete(2, start=-1),
