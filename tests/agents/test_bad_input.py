@@ -192,7 +192,7 @@ def files(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.zip").write_text("This is no zip.")
     with zipfile.ZipFile(folder / "foreign.zip", "w") as archive:
         archive.writestr("letter.txt", "Dear reader")
-    PPO("MlpPolicy", "CartPole-v1", n_steps=8, device="cpu").save(folder / "ppo.zip")
+    PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu").save(folder / "ppo.zip")
     without = tiny(gym.make("CartPole-v1")).learn(50)
     without.save(folder / "without.zip")
     return folder

@@ -10,6 +10,7 @@ import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import Dreamer
+from wmgym.dream.convert import ActionConverter
 from wmgym.random import ModeNoise
 from wmgym.real import make_vec
 
@@ -56,26 +57,34 @@ def test_it_clearly_beats_chance(trained: Dreamer) -> None:
 
 
 @torch.no_grad()
-def test_its_world_predicts_better_than_that_nothing_changes(trained: Dreamer) -> None:
-    episodes = [e for e in trained.replay_buffer.episodes() if len(e) == 21][:10]  # those of the random phase
-    seen = {key: np.stack([e.observation[key] for e in episodes], 1) for key in episodes[0].observation}
-    action = torch.as_tensor(np.stack([e.action for e in episodes], 1))
-    reward = np.stack([e.reward for e in episodes], 1)
-    world, noise = trained.world, ModeNoise()
-    state = world.initial(len(episodes))
-    for t in range(SEEN):
-        observation = {key: torch.as_tensor(value[t]) for key, value in seen.items()}
-        state = world.observe(state, action[t], observation, torch.full((len(episodes),), t == 0), noise)
+def open_loop_errors(agent: Dreamer) -> dict[str, float]:
+    """Mean errors over new random episodes: of dreaming on after some steps, and of holding what was seen last."""
+    env = make_vec("test/Reach-v0", 30, seed=200, **agent.env_kwargs)
+    chance, read_action, noise = Chance(env), ActionConverter(env.action_space), ModeNoise()
+    seen, reward = env.reset(), np.zeros(30)
+    action, state = torch.zeros(30, read_action.size), agent.world.initial(30)
+    held, held_reward = seen, reward
     errors: dict[str, list[Any]] = {"dreamt": [], "held": [], "reward dreamt": [], "reward held": []}
-    for t in range(SEEN, SEEN + DREAMT):
-        imagined = world.imagine(state, action[t], noise)
-        state = imagined.state
-        dreamt = world.decode(world.features(state))["observation"].numpy()
-        real = seen["observation"]
-        errors["dreamt"].append(np.square(dreamt - real[t]).mean())
-        errors["held"].append(np.square(real[SEEN - 1] - real[t]).mean())
-        errors["reward dreamt"].append(np.abs(imagined.reward.numpy() - reward[t]).mean())
-        errors["reward held"].append(np.abs(reward[SEEN - 1] - reward[t]).mean())
-    mean = {name: float(np.mean(values)) for name, values in errors.items()}
-    assert mean["dreamt"] < 0.5 * mean["held"]
-    assert mean["reward dreamt"] < 0.5 * mean["reward held"]
+    for t in range(SEEN + DREAMT):
+        if t < SEEN:
+            observation = {"observation": torch.as_tensor(seen)}
+            state = agent.world.observe(state, action, observation, torch.full((30,), t == 0), noise)
+            held, held_reward = seen, reward
+        else:
+            imagined = agent.world.imagine(state, action, noise)
+            state = imagined.state
+            dreamt = agent.world.decode(agent.world.features(state))["observation"].numpy()
+            errors["dreamt"].append(np.square(dreamt - seen).mean())
+            errors["held"].append(np.square(held - seen).mean())
+            errors["reward dreamt"].append(np.abs(imagined.reward.numpy() - reward).mean())
+            errors["reward held"].append(np.abs(held_reward - reward).mean())
+        done, _ = chance.predict(seen)
+        seen, reward, _, _ = env.step(done)
+        action = read_action(done)
+    return {name: float(np.mean(values)) for name, values in errors.items()}
+
+
+def test_its_world_predicts_better_than_that_nothing_changes(trained: Dreamer) -> None:
+    errors = open_loop_errors(trained)
+    assert errors["dreamt"] < 0.7 * errors["held"]  # 0.2 to 0.45, as measured with other seeds
+    assert errors["reward dreamt"] < errors["reward held"]  # 0.45 to 0.85 of it
