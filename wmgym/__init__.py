@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from wmgym.dream.sb3 import DreamVecEnv
     from wmgym.dream.starts import StartStates
     from wmgym.dream.vector import DreamVectorEnv
-    from wmgym.real import make_env
+    from wmgym.real import make_env, make_vec
+    from wmgym.replayable import Replayable
     from wmgym.worlds.base import World
     from wmgym.worlds.store import load_world, register_world, save_world
 
@@ -36,12 +37,14 @@ _HOMES = {
     "DreamVecEnv": "wmgym.dream.sb3",
     "DreamVectorEnv": "wmgym.dream.vector",
     "LatentObservation": "wmgym.dream.latent",
+    "Replayable": "wmgym.replayable",
     "StartStates": "wmgym.dream.starts",
     "World": "wmgym.worlds.base",
     "as_model": "wmgym.dream.model",
     "load_model": "wmgym.dream.model",
     "load_world": "wmgym.worlds.store",
     "make_env": "wmgym.real",
+    "make_vec": "wmgym.real",
     "register_world": "wmgym.worlds.store",
     "save_world": "wmgym.worlds.store",
 }
@@ -53,12 +56,14 @@ __all__ = [
     "DreamVecEnv",
     "DreamVectorEnv",
     "LatentObservation",
+    "Replayable",
     "StartStates",
     "World",
     "as_model",
     "load_model",
     "load_world",
     "make_env",
+    "make_vec",
     "register_world",
     "save_world",
 ]
