@@ -50,6 +50,7 @@ class CoderConfig:
         image_act: activation of the convolutions.
         image_norm: normalisation of them, over the channels.
         bfloat16: compute the convolutions in bfloat16 (parameters, inputs and outputs stay float32).
+        squash: end the "dreamer" picture decoder in a sigmoid, as World Models does.
     """
 
     units: int = 200
@@ -64,6 +65,7 @@ class CoderConfig:
     image_act: Activation = "relu"
     image_norm: Norm = "none"
     bfloat16: bool = False
+    squash: bool = False
 
 
 class Encoder(nn.Module):
@@ -248,7 +250,7 @@ def _cut(joined: Tensor, sizes: Mapping[str, int]) -> dict[str, Tensor]:
 
 
 def _style(config: CoderConfig) -> ImageStyle:
-    return ImageStyle(config.depth, config.image_act, config.image_norm, config.init, config.bfloat16)
+    return ImageStyle(config.depth, config.image_act, config.image_norm, config.init, config.bfloat16, config.squash)
 
 
 def _image_decoder(

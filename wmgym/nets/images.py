@@ -37,6 +37,7 @@ class ImageStyle:
     norm: Norm
     init: Init
     bfloat16: bool
+    squash: bool = False
 
 
 class _Activation(nn.Module):
@@ -156,13 +157,14 @@ class DreamerImageDecoder(nn.Module):
             _Activation(depth, style.norm, style.act),
             _deconv(depth, shape[2], 6, style.init),
         )
-        self.fast = style.bfloat16
+        self.fast, self.squash = style.bfloat16, style.squash
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps (N, in_size) to mean pictures (N, 64, 64, C) in the range [-0.5, 0.5], not clamped."""
+        """Maps (N, in_size) to mean pictures (N, 64, 64, C) in the range [-0.5, 0.5], clamped only by `squash`."""
         with _precision(features, self.fast):
             pictures: Tensor = self.rest(self._from_point(self.dense(features)))
-        return pictures.permute(0, 2, 3, 1)
+        pictures = pictures.permute(0, 2, 3, 1)
+        return torch.sigmoid(pictures) + self.offset if self.squash else pictures
 
     def _from_point(self, x: Tensor) -> Tensor:
         """The first transposed convolution, which from a 1x1 picture is a plain matrix product (and much faster)."""
