@@ -74,6 +74,33 @@ class DenseCore(nn.Module):
         return self.cell(self.act(self.norm(inputs)), deter)
 
 
+class MemorylessCore(nn.Module):
+    """`x = act(norm(W [s, a]))`: the input layer of a `DenseCore` without the recurrence after it.
+
+    Args:
+        source: width of what it reads beside the action.
+        action: width of the action.
+        out_size: width of the output.
+        act: activation.
+        norm: normalisation.
+    """
+
+    def __init__(self, source: int, action: int, out_size: int, act: Activation, norm: Norm) -> None:
+        super().__init__()
+        self.source = source
+        self.inputs = nn.Linear(source + action, out_size)
+        self.norm = normalisation(norm, out_size)
+        self.act = activation(act)
+
+    def project(self, action: Tensor) -> Tensor:
+        """The action's share, `(..., A)` to `(..., out_size)`."""
+        return F.linear(action, self.inputs.weight[:, self.source :], self.inputs.bias)
+
+    def forward(self, source: Tensor, projected: Tensor) -> Tensor:
+        """One step, `(B, out_size)`."""
+        return self.act(self.norm(projected + F.linear(source, self.inputs.weight[:, : self.source])))
+
+
 class BlockCore(nn.Module):
     """DreamerV3's recurrence: three projections, then a GRU whose large matrices are block-diagonal.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -86,6 +87,10 @@ class Gaussian(NamedTuple):
         """The distribution cut off from the graph."""
         return Gaussian(self.mean.detach(), self.std.detach())
 
+    def standard(self) -> Gaussian:
+        """The standard normal distribution of the same shape."""
+        return Gaussian(torch.zeros_like(self.mean), torch.ones_like(self.std))
+
     def kl(self, other: Gaussian) -> Tensor:
         """`KL(self || other)` `(...)`, summed over dimensions, in nats."""
         ratio = (self.std / other.std).square()
@@ -122,6 +127,10 @@ class Categoricals(NamedTuple):
         """The distribution cut off from the graph."""
         return Categoricals(self.log_probs.detach())
 
+    def standard(self) -> Categoricals:
+        """The uniform distribution of the same shape."""
+        return Categoricals(torch.full_like(self.log_probs, -math.log(self.log_probs.shape[-1])))
+
     def kl(self, other: Categoricals) -> Tensor:
         """`KL(self || other)` `(...)`, summed over latents, in nats."""
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum((-2, -1))
@@ -131,7 +140,33 @@ class Categoricals(NamedTuple):
         return -(self.log_probs.exp() * self.log_probs).sum((-2, -1))
 
 
-Latent = Gaussian | Categoricals
+class Point(NamedTuple):
+    """A latent without chance: its `mean` `(..., S)` and nothing else."""
+
+    mean: Tensor
+
+    def sample(self, noise: Noise, temperature: float = 1.0) -> Tensor:
+        """The mean; nothing is drawn."""
+        return self.mean
+
+    def detach(self) -> Point:
+        """The point cut off from the graph."""
+        return Point(self.mean.detach())
+
+    def standard(self) -> Point:
+        """Zero, of the same shape."""
+        return Point(torch.zeros_like(self.mean))
+
+    def kl(self, other: Point) -> Tensor:
+        """Half the squared distance `(...)`: the divergence of two Gaussians of deviation 1."""
+        return 0.5 * (self.mean - other.mean).square().sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Zero `(...)`."""
+        return torch.zeros(self.mean.shape[:-1], device=self.mean.device)
+
+
+Latent = Gaussian | Categoricals | Point
 
 
 def free_nats(kl: Tensor, free: float, per_step: bool) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from wmgym.nets.blocks import BlockLinear
 from wmgym.nets.mlp import MLP, Activation, Init, Norm, activation, init_v3_, linear, normalisation
+from wmgym.random import Noise
 
 ImageNet = Literal["dreamer", "v3"]
 Shape = tuple[int, int, int]
@@ -281,6 +282,15 @@ def picture_error(mean: Tensor, pictures: Tensor, offset: float) -> Tensor:
     target = pictures.to(torch.float32).mul_(1 / 255).add_(offset)
     # Its fused backward pass makes this cheaper than a difference and a square.
     return functional.mse_loss(mean.float(), target, reduction="none").flatten(1).sum(-1)
+
+
+def coarse(pictures: Tensor, step: int, noise: Noise) -> Tensor:
+    """Pictures `(..., H, W, C)` uint8 in which only multiples of `step` are kept, plus a random number below it.
+
+    PlaNet sees `floor(x / 8) / 32 + U(0, 1/32) - 0.5`; this is the same on the scale of bytes.
+    """
+    drawn = noise.uniform(*pictures.shape).mul_(step).to(torch.uint8)
+    return pictures // step * step + drawn
 
 
 def _check_dreamer(shape: Shape) -> None:

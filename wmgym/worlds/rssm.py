@@ -11,21 +11,24 @@ Sources: Hafner et al. 2019 (PlaNet), 2020 (DreamerV1), 2021 (DreamerV2), 2023 (
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from wmgym.nets.cells import BlockCore, DenseCore
-from wmgym.nets.coders import CoderConfig, Decoder, Encoder
+from wmgym.nets.cells import BlockCore, DenseCore, MemorylessCore
+from wmgym.nets.coders import Decoder, Encoder
 from wmgym.nets.distributions import Categoricals, Gaussian, Latent, TwoHot, free_nats
-from wmgym.nets.mlp import MLP, Activation, Init, Norm, activation, linear, normalisation
+from wmgym.nets.images import coarse
+from wmgym.nets.mlp import MLP, activation, linear, normalisation
 from wmgym.random import Noise
 from wmgym.spaces import action_size, as_dict_space, is_image
-from wmgym.worlds.base import Observation, Outcome, SequenceBatch, World, WorldLoss, stack_states
+from wmgym.worlds.base import Observation, Outcome, SequenceBatch, World, WorldLoss, map_state, stack_states
+from wmgym.worlds.config import HeadConfig, RSSMConfig
+from wmgym.worlds.overshooting import multi_step_losses
 
 
 class RSSMState(NamedTuple):
@@ -33,77 +36,6 @@ class RSSMState(NamedTuple):
 
     deter: Tensor
     stoch: Tensor
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """A network that reads the features and predicts one number a step."""
-
-    layers: int = 2
-    units: int = 200
-    likelihood: Literal["normal", "mse", "twohot"] = "mse"
-    """`normal`: half the squared error; `mse`: the squared error; `twohot`: cross-entropy over 255 bins."""
-    out_scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class RSSMConfig:
-    """Everything that fixes an RSSM's shape and objective. The defaults are the flagship `Dreamer`'s."""
-
-    latent: Literal["gaussian", "categorical"] = "gaussian"
-    stoch: int = 30
-    classes: int = 32
-    min_std: float = 0.1
-    unimix: float = 0.0
-    cell: Literal["gru", "layernorm", "block"] = "gru"
-    deter: int = 200
-    hidden: int = 200
-    blocks: int = 8
-    prior_layers: int = 1
-    posterior_layers: int = 1
-    act: Activation = "silu"
-    norm: Norm = "layer"
-    init: Init = "torch"
-    encoder: CoderConfig = field(default_factory=CoderConfig)
-    decoder: CoderConfig = field(default_factory=CoderConfig)
-    reward: HeadConfig = field(default_factory=HeadConfig)
-    continues: HeadConfig | None = field(default_factory=lambda: HeadConfig(layers=1))
-    """None: the world never ends (DreamerV1 and V2 on continuous control)."""
-    observed_keys: tuple[str, ...] | None = None
-    """Keys that the encoder sees; None: all. The decoder always draws all of them."""
-    picture_share: float = 1.0
-    """Share of the frames that are decoded in each loss; the rest cost nothing."""
-    picture_gradient: bool = True
-    """Whether the picture decoder's gradient shapes the state. Turn off to only look at a state-trained world."""
-    ensemble: int = 0
-    """Number of one-step predictors whose disagreement estimates the world's own ignorance; 0: none."""
-    kl_balance: float | None = 0.8
-    """Share of the KL that trains the prior (DreamerV2); None: one undivided KL (PlaNet, DreamerV1)."""
-    kl_scale: float = 1.0
-    free_nats: float = 1.0
-    free_per_step: bool = False
-    dyn_scale: float | None = None
-    """DreamerV3 weighs the two sides of the KL by `dyn_scale` and `rep_scale`, instead of balance and scale."""
-    rep_scale: float | None = None
-    vector_scale: float = 1.0
-    picture_scale: float = 1.0
-    reward_scale: float = 1.0
-    continue_scale: float = 1.0
-    continue_target: float = 1.0
-    """What the continue head predicts for a step that does not end (DreamerV3: `1 - 1/333`)."""
-
-    def __post_init__(self) -> None:
-        if self.ensemble == 1:
-            raise ValueError("ensemble=1 has nobody to disagree with: use 0 (none) or 2 and more.")
-        if (self.dyn_scale is None) != (self.rep_scale is None):
-            raise ValueError("dyn_scale and rep_scale weigh the two sides of one KL: give both or neither.")
-
-    def kl_weights(self) -> tuple[float, float]:
-        """Weights of the KL's two sides, (prior's, posterior's)."""
-        if self.dyn_scale is not None and self.rep_scale is not None:
-            return self.dyn_scale, self.rep_scale
-        balance = 1.0 if self.kl_balance is None else self.kl_balance
-        return self.kl_scale * balance, self.kl_scale * (1 - balance)
 
 
 class Posterior(nn.Module):
@@ -166,15 +98,15 @@ class RSSM(World):
         self.config = config = config or RSSMConfig()
         self.boxes = as_dict_space(observation_space)
         self.stoch_size = config.stoch * (config.classes if config.latent == "categorical" else 1)
-        self.feature_size = config.deter + self.stoch_size
-        stats = self.stoch_size if config.latent == "categorical" else 2 * config.stoch
+        self.feature_size = self._feature_size()
+        stats = self._stats_size()
 
         self.encoder = Encoder(self._observed_boxes(), config.encoder)
         self.core = self._build_core(action_size(action_space))
         shape = (config.act, config.norm, config.init)
         self.prior = MLP(config.deter, stats, config.prior_layers, config.hidden, *shape)
         self.posterior = Posterior(config, self.encoder.out_size, stats)
-        self.decoder = Decoder(self.feature_size, self.boxes, config.decoder, config.deter)
+        self.decoder = Decoder(self.feature_size, self.boxes, config.decoder, self._deter_features())
         self.two_hot = TwoHot()
         self.reward_head = self._build_head(config.reward)
         self.continue_head = self._build_head(config.continues) if config.continues else None
@@ -192,11 +124,22 @@ class RSSM(World):
             raise ValueError(f"observed_keys={keys} must name some of the observations {list(self.boxes)}.")
         return {key: self.boxes[key] for key in keys}
 
-    def _build_core(self, action: int) -> DenseCore | BlockCore:
+    def _build_core(self, action: int) -> DenseCore | BlockCore | MemorylessCore:
         c = self.config
         if c.cell == "block":
             return BlockCore(self.stoch_size, action, c.deter, c.hidden, c.blocks, c.act, c.norm, c.init)
         return DenseCore(self.stoch_size, action, c.deter, c.hidden, c.cell == "layernorm", c.act, c.norm)
+
+    def _feature_size(self) -> int:
+        return self.config.deter + self.stoch_size
+
+    def _deter_features(self) -> int | None:
+        """How many of the features, from the first, are `deter`; None where that is not how they stand."""
+        return self.config.deter
+
+    def _stats_size(self) -> int:
+        """Numbers that fix one latent's distribution."""
+        return self.stoch_size if self.config.latent == "categorical" else 2 * self.config.stoch
 
     def _build_head(self, head: HeadConfig) -> MLP:
         c = self.config
@@ -207,21 +150,21 @@ class RSSM(World):
 
     def initial(self, batch_size: int) -> RSSMState:
         """Zeros, `(batch_size, ...)`."""
-        zeros = torch.zeros(batch_size, self.feature_size, device=self.device)
+        zeros = torch.zeros(batch_size, self.config.deter + self.stoch_size, device=self.device)
         return RSSMState(*zeros.split([self.config.deter, self.stoch_size], -1))
 
     def observe(
         self, state: RSSMState, action: Tensor, observation: Observation, is_first: Tensor, noise: Noise
     ) -> RSSMState:
         """See `World.observe`."""
-        embedding = self.posterior.project(self.encoder(self._observed(observation)))
+        embedding = self.posterior.project(self.encoder(self._observed(self._seen(observation, noise))))
         keep = 1.0 - is_first.to(action.dtype)[:, None]  # (B, 1)
-        return self._posterior_step(state, self.core.project(action * keep), embedding, keep, noise)
+        return self._filter_step(state, self.core.project(action * keep), embedding, keep, noise)[0]
 
     def transition(self, state: RSSMState, action: Tensor, noise: Noise, temperature: float = 1.0) -> RSSMState:
         """See `World.transition`; temperature scales the Gaussian's deviation or divides the logits."""
-        deter = self.core(state.deter, state.stoch, self.core.project(action))
-        return RSSMState(deter, self._latent(self.prior(deter)).sample(noise, temperature))
+        deter = self._advance(state, self.core.project(action))
+        return self._join(state, deter, self._latent(self.prior(deter)).sample(noise, temperature))
 
     def outcome(self, previous: RSSMState, action: Tensor, state: RSSMState) -> Outcome:
         """See `World.outcome`; an RSSM reads both from the state reached."""
@@ -257,11 +200,29 @@ class RSSM(World):
             return Categoricals.from_stats(stats, c.classes, c.unimix)
         return Gaussian.from_stats(stats, c.min_std)
 
-    def _posterior_step(
+    def prior_of(self, state: RSSMState) -> Latent:
+        """The prior that the step to `state` had; any leading dimensions."""
+        return self._latent(self.prior(state.deter))
+
+    # What the relatives of the family (`wmgym.worlds.family`) have otherwise: these two, `initial`, `features`, and the
+    # methods that build.
+
+    def _advance(self, state: RSSMState, action: Tensor) -> Tensor:
+        """The next `deter`, which prior and posterior read; `action` is projected already."""
+        return self.core(state.deter, state.stoch, action)
+
+    def _join(self, previous: RSSMState, deter: Tensor, stoch: Tensor) -> RSSMState:
+        """The state that the step from `previous` reached."""
+        return RSSMState(deter, stoch)
+
+    def _filter_step(
         self, state: RSSMState, action: Tensor, embedding: Tensor, keep: Tensor, noise: Noise
-    ) -> RSSMState:
-        deter = self.core(state.deter * keep, state.stoch * keep, action)
-        return RSSMState(deter, self._latent(self.posterior(deter, embedding)).sample(noise))
+    ) -> tuple[RSSMState, Tensor]:
+        """The posterior state and the numbers that fix its distribution; `keep` `(B, 1)` is 0 where episodes begin."""
+        state = map_state(lambda leaf: leaf * keep, state)
+        deter = self._advance(state, action)
+        stats = self.posterior(deter, embedding)
+        return self._join(state, deter, self._latent(stats).sample(noise)), stats
 
     def _reward(self, features: Tensor) -> Tensor:
         out = self.reward_head(features)
@@ -277,14 +238,15 @@ class RSSM(World):
 
     def loss(self, batch: SequenceBatch, noise: Noise) -> WorldLoss:
         """The variational objective on `(T, B)` sequences, each starting from the initial state."""
+        batch = replace(batch, observation=self._seen(batch.observation, noise))
         states, posterior = self._filter(batch, noise)
         features = self.features(states)
-        prior = self._latent(self.prior(states.deter))
+        prior = self.prior_of(states)
         parts = {
-            **self._reconstruction_losses(features, batch, noise),
-            **self._head_losses(features, batch),
+            **self.decoding_losses(features, batch, noise),
             **self._kl_losses(posterior, prior),
             **self._ensemble_loss(features, batch, posterior),
+            **multi_step_losses(self, batch, states, posterior, noise),
         }
         total = torch.stack([part.mean() for part in parts.values()]).sum()
         means = {f"{name}_loss": part.mean().detach() for name, part in parts.items()}
@@ -305,15 +267,28 @@ class RSSM(World):
         state = self.initial(size)
         states, stats = [], []
         for t in range(length):
-            deter = self.core(state.deter * keep[t], state.stoch * keep[t], action[t])
-            stats.append(self.posterior(deter, embedding[t]))
-            state = RSSMState(deter, self._latent(stats[-1]).sample(noise))
+            state, statistics = self._filter_step(state, action[t], embedding[t], keep[t], noise)
             states.append(state)
+            stats.append(statistics)
         return stack_states(states), self._latent(torch.stack(stats))
+
+    def _seen(self, observation: Observation, noise: Noise) -> Observation:
+        """Pictures with `picture_bits`, the rest of each number drawn at random (PlaNet's dequantisation)."""
+        step = 2 ** (8 - self.config.picture_bits)
+        if step == 1:
+            return observation
+        return {
+            key: coarse(value, step, noise) if is_image(self.boxes[key]) else value
+            for key, value in observation.items()
+        }
 
     def _observed(self, observation: Observation) -> Observation:
         keys = self.config.observed_keys
         return observation if keys is None else {key: observation[key] for key in keys}
+
+    def decoding_losses(self, features: Tensor, batch: SequenceBatch, noise: Noise) -> dict[str, Tensor]:
+        """How badly features `(T, B, F)` tell what was seen and received, by name."""
+        return {**self._reconstruction_losses(features, batch, noise), **self._head_losses(features, batch)}
 
     def _reconstruction_losses(self, features: Tensor, batch: SequenceBatch, noise: Noise) -> dict[str, Tensor]:
         pictures = {key for key, box in self.boxes.items() if is_image(box)}
@@ -361,13 +336,14 @@ class RSSM(World):
     def _kl_losses(self, posterior: Latent, prior: Latent) -> dict[str, Tensor]:
         c = self.config
         dyn, rep = c.kl_weights()
+        share = c.overshooting_weight(1)
         if c.kl_balance is None and c.dyn_scale is None:
-            return {"kl": c.kl_scale * free_nats(posterior.kl(prior), c.free_nats, c.free_per_step)}  # type: ignore[arg-type]
+            return {"kl": share * c.kl_scale * free_nats(posterior.kl(prior), c.free_nats, c.free_per_step)}  # type: ignore[arg-type]
         train_prior = posterior.detach().kl(prior)  # type: ignore[arg-type]
         train_posterior = posterior.kl(prior.detach())  # type: ignore[arg-type]
         return {
-            "dyn": dyn * free_nats(train_prior, c.free_nats, c.free_per_step),
-            "rep": rep * free_nats(train_posterior, c.free_nats, c.free_per_step),
+            "dyn": share * dyn * free_nats(train_prior, c.free_nats, c.free_per_step),
+            "rep": share * rep * free_nats(train_posterior, c.free_nats, c.free_per_step),
         }
 
     def _ensemble_loss(self, features: Tensor, batch: SequenceBatch, posterior: Latent) -> dict[str, Tensor]:
@@ -375,7 +351,7 @@ class RSSM(World):
         if not self.ensemble or len(features) == 1:  # a single step has no next one
             return {}
         inputs = torch.cat([features[:-1].detach(), batch.action[1:]], -1)
-        target = posterior.mean if isinstance(posterior, Gaussian) else posterior.log_probs.exp().flatten(-2)
+        target = posterior.log_probs.exp().flatten(-2) if isinstance(posterior, Categoricals) else posterior.mean
         valid = (~batch.is_first[1:]).to(features.dtype)
         errors = [(head(inputs) - target[1:].detach()).square().mean(-1) * valid for head in self.ensemble]
         return {"ensemble": torch.stack(errors).sum(0)}

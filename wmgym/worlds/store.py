@@ -35,6 +35,10 @@ class WorldKind(NamedTuple):
 
 WORLDS: dict[str, WorldKind] = {
     "rssm": WorldKind("wmgym.worlds.rssm", "RSSM", "RSSMConfig"),
+    "ssm": WorldKind("wmgym.worlds.ssm", "SSM", "RSSMConfig"),
+    "rnn": WorldKind("wmgym.worlds.rnn", "RNN", "RSSMConfig"),
+    "dmm_observation": WorldKind("wmgym.worlds.dmm", "DMMObservation", "RSSMConfig"),
+    "dmm_dynamics": WorldKind("wmgym.worlds.dmm", "DMMDynamics", "RSSMConfig"),
 }
 
 
