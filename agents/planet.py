@@ -1,0 +1,289 @@
+"""PlaNet: Hafner et al., "Learning Latent Dynamics for Planning from Pixels" (2019).
+
+    collect S episodes at random
+    loop: C times   draw B sequences of L steps
+                    world <- world - grad [ -ln p(o) - 10 ln p(r) + max(0, KL(q || p) - 3) ]
+          once      act for an episode: at every decision filter the state, plan with CEM in the world, add noise
+
+There is no policy and no value: `predict` plans. The other dynamics and objectives of the paper are one argument each,
+`dynamics`, `latent_overshooting`, `observation_overshooting`, `global_prior`; the other planners `planner`.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import Tensor, nn
+
+from agents.base import WorldModelAgent
+from agents.plannable import plannable
+from agents.planners import CEM, PLANNERS, Planner, shifted
+from agents.policy import Carry, WorldModelPolicy
+from wmgym.nets.coders import CoderConfig
+from wmgym.random import Noise, TorchNoise
+from wmgym.worlds.base import Observation, SequenceBatch, State, World, detach_state
+from wmgym.worlds.config import HeadConfig, RSSMConfig
+from wmgym.worlds.family import DYNAMICS
+
+Dynamics = Literal["rssm", "ssm", "rnn", "dmm_observation", "dmm_dynamics"]
+
+
+class PlanningPolicy(WorldModelPolicy):
+    """Acts by planning in its world at every step.
+
+    Args:
+        observation_space: of the environment.
+        action_space: of the environment, in its own units.
+        world: filters observations, and is planned in.
+        planner: the search.
+        warm_start: begin each search around the rest of the last plan, which is then one more leaf of the state that
+            is carried from step to step.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        world: World,
+        planner: Planner,
+        warm_start: bool = False,
+    ) -> None:
+        super().__init__(observation_space, action_space, world, {})
+        self.planner, self.warm_start = planner, warm_start
+        fields = (*world.initial(1)._fields, "plan")
+        self._with_plan: Any = namedtuple("PlannedState", fields)
+
+    def initial_carry(self, batch_size: int) -> Carry:
+        """See `WorldModelPolicy.initial_carry`; with warm start the plan is zero, `(B, H, A)`."""
+        state, action = super().initial_carry(batch_size)
+        if self.warm_start:
+            state = self._with_plan(*state, action.unsqueeze(1).repeat(1, self.planner.horizon, 1))
+        return Carry(state, action)
+
+    @torch.no_grad()
+    def step(
+        self, carry: Carry, observation: Observation, is_first: Tensor, noise: Noise, deterministic: bool = False
+    ) -> Carry:
+        """See one observation `(B, ...)`, and plan. A deterministic decision is searched with the same draws always."""
+        leaves = carry.state[:-1] if self.warm_start else carry.state
+        before = type(self.world.initial(0))(*leaves)
+        state = detach_state(self.world.observe(before, carry.action, observation, is_first, noise))
+        draws = TorchNoise(torch.Generator(self.device).manual_seed(0), self.device) if deterministic else noise
+        return self._planned(state, self._start(carry, is_first), draws)
+
+    def _start(self, carry: Carry, is_first: Tensor) -> Tensor | None:
+        """The rest of the last plan, `(H, B, A)`; zero where an episode begins."""
+        if not self.warm_start:
+            return None
+        return shifted(carry.state.plan.transpose(0, 1) * ~is_first[:, None])
+
+    def _planned(self, state: State, start: Tensor | None, noise: Noise) -> Carry:
+        belief = self.planner.plan(plannable(self.world, state), noise, start)
+        if self.warm_start:
+            state = self._with_plan(*state, belief.mean.transpose(0, 1).contiguous())
+        return Carry(state, belief.action())
+
+
+class PlaNet(WorldModelAgent):
+    """PlaNet, with the paper's settings as defaults (the paper sees pictures: `observation="pixels"`).
+
+    Unlike the other agents it learns between episodes, `updates_per_episode` times, and its first episodes are random;
+    give `updates_per_episode=None` to learn as the others do, by `train_ratio` and `learning_starts`.
+
+    Args:
+        env: see `WorldModelAgent`, as for every argument that is not listed here.
+        policy: see `WorldModelAgent`.
+        dynamics: "rssm", "ssm", "rnn", or the deep Markov models "dmm_observation" and "dmm_dynamics" (see
+            `wmgym.worlds.family`).
+        learning_rate: Adam's.
+        seed_episodes: S, random ones to begin with.
+        updates_per_episode: C; as many come before the first planned episode. None: by `train_ratio`.
+        exploration_noise: deviation of the Gaussian noise on continuous actions while collecting; for discrete actions
+            the probability of a random one.
+        planner: "cem", "mppi" or "random".
+        horizon: H, steps of a plan.
+        candidates: plans tried in an iteration.
+        elites: how many of them the next iteration is fitted to ("cem", "mppi").
+        iterations: of the search; None: 10, for "random" 1.
+        warm_start: begin each search around the rest of the last plan.
+        deter: width of the deterministic state.
+        stoch: number of latents.
+        units: width of the layers of the heads, and of those that see vectors.
+        depth: channels of the first convolution, when there are pictures.
+        free_nats: divergence of a step that costs nothing.
+        reward_scale: weight of the reward's log likelihood.
+        vector_scale: precision (one over the variance) of the Normal that vectors are judged by; pictures and rewards
+            have the paper's 1.
+        latent_overshooting: D; predictions up to D steps ahead are trained on the posterior (1: off).
+        overshooting_weights: beta_1 to beta_D of them; None: all 1.
+        observation_overshooting: predictions up to so many steps ahead are trained on observations and rewards.
+        global_prior: weight of the divergence from a fixed standard normal distribution.
+        world_config: a whole world configuration, instead of the eleven above; its kind is `dynamics`.
+        clip: largest gradient norm.
+        options: the rest of `WorldModelAgent`'s arguments.
+
+    Example:
+        >>> small = {"batch_size": 2, "batch_length": 8, "units": 16, "candidates": 16, "elites": 4, "iterations": 2}
+        >>> agent = PlaNet("Pendulum-v1", seed_episodes=1, updates_per_episode=1, seed=0, **small)
+        >>> agent.learn(210).num_timesteps
+        210
+    """
+
+    def __init__(
+        self,
+        env: GymEnv | str | None,
+        policy: str | type[WorldModelPolicy] = "WorldModelPolicy",
+        *,
+        dynamics: Dynamics = "rssm",
+        learning_rate: float | Schedule = 1e-3,
+        batch_size: int = 50,
+        batch_length: int = 50,
+        seed_episodes: int = 5,
+        updates_per_episode: int | None = 100,
+        learning_starts: int = 0,
+        exploration_noise: float = 0.3,
+        planner: Literal["cem", "mppi", "random"] = "cem",
+        horizon: int = 12,
+        candidates: int = 1000,
+        elites: int = 100,
+        iterations: int | None = None,
+        warm_start: bool = False,
+        deter: int = 200,
+        stoch: int = 30,
+        units: int = 300,
+        depth: int = 32,
+        free_nats: float = 3.0,
+        reward_scale: float = 10.0,
+        vector_scale: float = 1.0,
+        latent_overshooting: int = 1,
+        overshooting_weights: Sequence[float] | None = None,
+        observation_overshooting: int = 0,
+        global_prior: float = 0.0,
+        world_config: RSSMConfig | None = None,
+        clip: float = 1000.0,
+        **options: Any,
+    ) -> None:
+        _check_choice("dynamics", dynamics, DYNAMICS)
+        _check_choice("planner", planner, PLANNERS)
+        self.dynamics, self.planner = dynamics, planner
+        self.seed_episodes, self.updates_per_episode = seed_episodes, updates_per_episode
+        self.exploration_noise, self.clip = exploration_noise, clip
+        self.horizon, self.candidates, self.elites = horizon, candidates, elites
+        self.iterations, self.warm_start = iterations, warm_start
+        self.search = _search(planner, horizon, candidates, elites, iterations)
+        self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
+        self.free_nats, self.reward_scale, self.vector_scale = free_nats, reward_scale, vector_scale
+        self.latent_overshooting, self.observation_overshooting = latent_overshooting, observation_overshooting
+        self.overshooting_weights = None if overshooting_weights is None else tuple(overshooting_weights)
+        self.global_prior = global_prior
+        self.world_config = world_config or self._paper_world()
+        super().__init__(
+            env,
+            policy,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            batch_length=batch_length,
+            learning_starts=learning_starts,
+            **{"pretrain": updates_per_episode or 1, **options},
+        )
+
+    # -- networks ---------------------------------------------------------------------------------------------
+
+    def _paper_world(self) -> RSSMConfig:
+        coder = CoderConfig(
+            units=self.units, layers=2, act="relu", norm="none", symlog=False, likelihood="normal", depth=self.depth
+        )
+        return RSSMConfig(
+            stoch=self.stoch,
+            deter=self.deter,
+            hidden=self.deter,
+            act="relu",
+            norm="none",
+            encoder=coder,
+            decoder=coder,
+            reward=HeadConfig(layers=3, units=self.units, likelihood="normal"),
+            continues=None,
+            kl_balance=None,
+            free_nats=self.free_nats,
+            free_per_step=True,
+            vector_scale=self.vector_scale,
+            reward_scale=self.reward_scale,
+            picture_bits=5,
+            latent_overshooting=self.latent_overshooting,
+            overshooting_weights=self.overshooting_weights,
+            observation_overshooting=self.observation_overshooting,
+            global_prior=self.global_prior,
+        )
+
+    def _build_world(self) -> World:
+        return DYNAMICS[self.dynamics](self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
+
+    def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
+        return {}
+
+    def _build_policy(self, world: World) -> WorldModelPolicy:
+        return PlanningPolicy(self.observation_space, self.action_space, world, self.search, self.warm_start)
+
+    def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        rate = self.lr_schedule(1.0)
+        return {"world": torch.optim.Adam(self.world.parameters(), rate, eps=1e-4, fused=True)}
+
+    # -- the algorithm ----------------------------------------------------------------------------------------
+
+    def _decide(self) -> Tensor:
+        if self._episode_num >= self.seed_episodes:
+            return super()._decide()
+        assert self._carry is not None
+        self._carry = self._carry._replace(action=self._random_action())
+        return self._carry.action
+
+    def _learn_due(self) -> None:
+        self._learning_pending = False
+        if self._episode_num >= self.seed_episodes:
+            super()._learn_due()
+
+    def _updates_earned(self) -> float:
+        if self.updates_per_episode is None:
+            return super()._updates_earned()
+        return self.updates_per_episode * float(self._last_episode_starts.sum())  # type: ignore[union-attr]
+
+    def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
+        loss = self.world.loss(batch, self.noise)
+        norm = self._descend("world", loss.total, self.world)
+        return {**loss.parts, **loss.metrics, "world_grad_norm": norm}
+
+    def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:
+        self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip, foreach=True)
+        self.optimizers[name].step()
+        return norm
+
+    def _explore(self, action: Tensor) -> Tensor:
+        if self.exploration_noise <= 0:
+            return action
+        noise = self.policy.noise
+        if isinstance(self.action_space, spaces.Discrete):
+            swap = noise.uniform(self.n_envs, 1) < self.exploration_noise
+            return torch.where(swap, self._random_action(), action)
+        return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
+
+
+def _search(name: str, horizon: int, candidates: int, elites: int, iterations: int | None) -> Planner:
+    kind = PLANNERS[name]
+    settings = {"horizon": horizon, "candidates": candidates}
+    if iterations is not None:
+        settings["iterations"] = iterations
+    if issubclass(kind, CEM):
+        settings["elites"] = elites
+    return kind(**settings)
+
+
+def _check_choice(name: str, value: str, choices: dict[str, Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}.")

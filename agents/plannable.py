@@ -1,0 +1,115 @@
+"""Where plans can be tried: in a world, in `Dream-v0`, or in a MuJoCo simulator, all through `plannable`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from agents.imagination import reach_weights
+from agents.planners import Plannable
+from agents.simulators import SimulatedPlans
+from wmgym.dream import DreamEnv, DreamVectorEnv
+from wmgym.random import Noise
+from wmgym.worlds.base import State, World, map_state, stack_states
+
+Value = Callable[[Tensor], Tensor]
+"""Values `(...)` of features `(..., F)`."""
+
+
+def plannable(
+    where: World | gym.Env | gym.vector.VectorEnv | Sequence[gym.Env],
+    state: State | None = None,
+    value: Value | None = None,
+    discount: float = 1.0,
+) -> Plannable:
+    """What a planner can search in, from the state that it is in now.
+
+    Args:
+        where: a world; `Dream-v0`, single or vector; or one or several MuJoCo environments (dm_control's through
+            `wmgym.make_env`, or Gymnasium's), which are left as they were found.
+        state: of a world, `(N, ...)`.
+        value: of a world's or a dream's features, counted at the end of every plan; None counts rewards only.
+        discount: of the rewards, per step.
+
+    Raises:
+        TypeError: for anything else; the message says what can be planned in.
+
+    Example:
+        >>> from wmgym import make_env
+        >>> env = make_env("dm_control/cartpole-swingup-v0", action_repeat=8, seed=0)
+        >>> plannable(env).num_envs
+        1
+    """
+    if isinstance(where, World):
+        return ImaginedPlans(where, where.initial(1) if state is None else state, value, discount)
+    inner = where.unwrapped if isinstance(where, gym.Env | gym.vector.VectorEnv) else None
+    if isinstance(inner, DreamEnv | DreamVectorEnv):
+        return ImaginedPlans(inner.world, inner.get_state().world, value, discount)
+    if value is not None:
+        raise TypeError("A simulator has no features that a value could be read from: leave value out.")
+    return SimulatedPlans([where] if isinstance(where, gym.Env) else where, discount)
+
+
+class Shared:
+    """Noise of which `copies` equal parts of a batch get the same draws.
+
+    Args:
+        noise: where they come from.
+        copies: how many parts.
+    """
+
+    def __init__(self, noise: Noise, copies: int) -> None:
+        self.noise, self.copies = noise, copies
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return self._copied(self.noise.normal, shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return self._copied(self.noise.uniform, shape)
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel numbers."""
+        return self._copied(self.noise.gumbel, shape)
+
+    def _copied(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        part = draw(shape[0] // self.copies, *shape[1:])
+        return part if self.copies == 1 else part.repeat(self.copies, *(1 for _ in shape[1:]))
+
+
+class ImaginedPlans:
+    """Plans tried in a world: the sum of the rewards that it predicts (PlaNet, algorithm 2).
+
+    Args:
+        world: the world.
+        state: where plans begin, `(N, ...)`.
+        value: counted at the end of every plan; None: nothing is.
+        discount: of rewards, per step.
+    """
+
+    def __init__(self, world: World, state: State, value: Value | None = None, discount: float = 1.0) -> None:
+        self.world, self.state, self.value, self.discount = world, state, value, discount
+        self.num_envs = state[0].shape[0]
+        self.action_space, self.device = world.action_space, world.device
+
+    @torch.no_grad()
+    def returns(self, plans: Tensor, noise: Noise) -> Tensor:
+        """See `Plannable.returns`; one draw of the world's chance for every plan."""
+        count = plans.shape[2]
+        actions = plans.flatten(1, 2)  # (H, N * J, A)
+        shared = Shared(noise, self.num_envs)
+        states = [map_state(lambda leaf: leaf.repeat_interleave(count, 0), self.state)]
+        for action in actions:
+            states.append(self.world.transition(states[-1], action, shared))
+        path = stack_states(states)
+        before, after = map_state(lambda x: x[:-1], path), map_state(lambda x: x[1:], path)
+        reward, continues = self.world.outcome(before, actions, after)
+        discounts = self.discount * continues
+        total = (reach_weights(discounts) * reward).sum(0)
+        if self.value is not None:
+            total = total + discounts.prod(0) * self.value(self.world.features(states[-1]))
+        return total.unflatten(0, (self.num_envs, count))

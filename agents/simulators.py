@@ -1,0 +1,115 @@
+"""Plans tried in MuJoCo itself: what planning brings where the model makes no errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import mujoco
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from wmgym.random import Noise
+from wmgym.rendering import is_dm_control, is_gymnasium_mujoco
+
+_WHOLE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+
+class SimulatedPlans:
+    """Plans tried one after the other in simulators, which are left as they were found, to the last bit.
+
+    Args:
+        envs: environments on MuJoCo in the midst of an episode, dm_control's (through `wmgym.make_env`) or
+            Gymnasium's. Only the simulation and its rewards are run: no observation is made, nothing is counted.
+        discount: of rewards, per decision.
+
+    Raises:
+        TypeError: for an environment that is not on MuJoCo.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, envs: Sequence[gym.Env], discount: float = 1.0) -> None:
+        self.simulators = [Simulator(env) for env in envs]
+        self.num_envs, self.discount = len(envs), discount
+        self.action_space: spaces.Box = envs[0].action_space  # type: ignore[assignment]
+
+    def returns(self, plans: Tensor, noise: Noise) -> Tensor:
+        """See `Plannable.returns`; `noise` is not used."""
+        numbers = plans.permute(1, 2, 0, 3).double().numpy()  # (N, J, H, A)
+        returns = [
+            [simulator.try_plan(plan, self.discount) for plan in rows]
+            for simulator, rows in zip(self.simulators, numbers, strict=True)
+        ]
+        return torch.tensor(returns, dtype=torch.float32)
+
+
+class Simulator:
+    """The simulation under an environment: its state, and what actions in [-1, 1] bring.
+
+    Args:
+        env: an environment on MuJoCo.
+
+    Raises:
+        TypeError: for an environment that is not.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        inner: Any = env.unwrapped
+        self.repeat = int(env.get_wrapper_attr("repeat")) if env.has_wrapper_attr("repeat") else 1
+        if is_dm_control(env):
+            physics = inner.physics
+            self.model, self.data = physics.model.ptr, physics.data.ptr
+            self._reward: Callable[[np.ndarray], float] = _DmControlReward(inner)
+        elif is_gymnasium_mujoco(env):
+            self.model, self.data = inner.model, inner.data
+            self._reward = lambda action: float(inner.step(action)[1])
+        else:
+            raise TypeError(
+                f"{env} cannot be planned in: give a World and a state, a Dream-v0, or an environment on MuJoCo."
+            )
+        box = inner.action_space
+        self.middle, self.half = (box.high + box.low) / 2, (box.high - box.low) / 2
+
+    def try_plan(self, plan: np.ndarray, discount: float = 1.0) -> float:
+        """The sum of the rewards of `plan` `(H, A)` from the present state, which stays."""
+        before = self.get_state()
+        try:
+            return sum(discount**t * self.step(action) for t, action in enumerate(plan))
+        finally:
+            self.set_state(before)
+
+    def step(self, action: np.ndarray) -> float:
+        """Do `action` `(A,)` as often as the environment repeats it; the sum of the rewards."""
+        scaled = self.middle + self.half * np.clip(action, -1.0, 1.0)
+        return sum(self._reward(scaled) for _ in range(self.repeat))
+
+    def get_state(self) -> np.ndarray:
+        """Everything that the future depends on."""
+        state = np.empty(mujoco.mj_stateSize(self.model, _WHOLE))
+        mujoco.mj_getState(self.model, self.data, state, _WHOLE)
+        return state
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Go back to where `get_state` was called."""
+        mujoco.mj_setState(self.model, self.data, state, _WHOLE)
+        mujoco.mj_forward(self.model, self.data)  # what follows from positions and velocities, sensors included
+        mujoco.mj_setState(self.model, self.data, state, _WHOLE)  # mj_forward has moved the solver's first guess
+
+
+class _DmControlReward:
+    """One control step of a dm_control task, without observations, counters or the end of the episode."""
+
+    def __init__(self, inner: Any) -> None:
+        self.env = inner._env
+        self.substeps = self.env._n_sub_steps
+
+    def __call__(self, action: np.ndarray) -> float:
+        task, physics = self.env.task, self.env.physics
+        task.before_step(action, physics)
+        physics.step(self.substeps)
+        task.after_step(physics)
+        return float(task.get_reward(physics))
