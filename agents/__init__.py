@@ -10,13 +10,15 @@ from agents.dreamer import Dreamer
 from agents.dreamer_v1 import DreamerV1
 from agents.dreamer_v2 import DreamerV2
 from agents.dreamer_v3 import DreamerV3
+from agents.planet import PlaNet
 
 ALGORITHMS: dict[str, type[WorldModelAgent]] = {
     "dreamer": Dreamer,
     "dreamer_v1": DreamerV1,
     "dreamer_v2": DreamerV2,
     "dreamer_v3": DreamerV3,
+    "planet": PlaNet,
 }
 """The agents by the name that the zoo's command line uses."""
 
-__all__ = ["ALGORITHMS", "Dreamer", "DreamerV1", "DreamerV2", "DreamerV3", "WorldModelAgent"]
+__all__ = ["ALGORITHMS", "Dreamer", "DreamerV1", "DreamerV2", "DreamerV3", "PlaNet", "WorldModelAgent"]

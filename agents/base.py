@@ -179,6 +179,10 @@ class WorldModelAgent(Collecting):
 
     # -- building ---------------------------------------------------------------------------------------------
 
+    def _build_policy(self, world: World) -> WorldModelPolicy:
+        """What acts, with the behaviour's modules."""
+        return WorldModelPolicy(self.observation_space, self.action_space, world, self._build_behaviour(world))
+
     def _setup_model(self) -> None:
         check_room(self)
         self.set_random_seed(self.seed)
@@ -187,7 +191,7 @@ class WorldModelAgent(Collecting):
         self.noise = TorchNoise(self.generator, self.device)
         self.lr_schedule = utils.FloatSchedule(self.learning_rate)
         world = self._build_world()
-        self.policy = WorldModelPolicy(self.observation_space, self.action_space, world, self._build_behaviour(world))
+        self.policy = self._build_policy(world)
         self.policy.to(self.device)
         self.policy.noise = TorchNoise(torch.Generator(self.device).manual_seed(self.seed + 1), self.device)
         self.optimizers = self._build_optimizers()
@@ -305,12 +309,16 @@ class WorldModelAgent(Collecting):
         self._learning_pending = False
         if len(self.replay_buffer) < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
             return
-        self._updates_due += self.n_envs * self.updates_per_decision
+        self._updates_due += self._updates_earned()
         if not self._pretrained:
             self._pretrained, self._updates_due = True, float(self.pretrain)
         for _ in range(math.floor(self._updates_due)):
             self.update()
         self._updates_due -= math.floor(self._updates_due)
+
+    def _updates_earned(self) -> float:
+        """How many updates the last step has earned."""
+        return self.n_envs * self.updates_per_decision
 
     def update(self) -> None:
         """One update of world and behaviour from a fresh batch of replay."""
