@@ -19,6 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from wmgym.games import DOOM, as_in_paper, doom_options, is_doom
 from wmgym.rendering import (
     MujocoPictures,
     ScreenPictures,
@@ -34,7 +35,8 @@ from wmgym.wrappers import ActionRepeat, FlatState, PixelObservation, ResizedPic
 ObservationKind = Literal["state", "pixels", "both"]
 
 DM_CONTROL = "dm_control/"
-_PLUGINS = {DM_CONTROL: "shimmy", "ALE/": "ale_py"}  # Gymnasium 1.x finds no plugins by itself
+# Gymnasium 1.x finds no plugins by itself.
+_PLUGINS = {DM_CONTROL: "shimmy", "ALE/": "ale_py", DOOM: "vizdoom.gymnasium_wrapper"}
 _MUJOCO_MAJOR = "3"
 
 
@@ -54,7 +56,8 @@ def make_env(
 
     Args:
         id: any registered Gymnasium id, `"dm_control/walker-walk-v0"` (shimmy), `"ALE/Pong-v5"` (if ale_py is
-            installed), `"module:Name-v0"`.
+            installed), ViZDoom's (if vizdoom is), `"module:Name-v0"`. Take Cover and CarRacing are cropped and steered
+            as in World Models (`wmgym.games`).
         observation: `"state"` gives a flat float32 vector (the entries of a Dict in the order of its space),
             `"pixels"` a uint8 picture (size, size, 3), `"both"` a Dict of `image` and `state`.
         size: height and width of observed pictures.
@@ -82,9 +85,11 @@ def make_env(
     """
     _check_arguments(id, observation, size, action_repeat, render_size)
     choose_backend()
-    env = _make(id, render_mode, kwargs)
+    if is_doom(id):
+        kwargs = {**doom_options(id, action_repeat or 1), **kwargs}
+    env = as_in_paper(_make(id, render_mode, kwargs), id)
     repeat = action_repeat or (2 if is_dm_control(env) else 1)
-    if repeat > 1:
+    if repeat > 1 and not is_doom(id):  # which skips frames by itself
         env = ActionRepeat(env, repeat)
     env = _add_pictures(_unit_actions(env), camera, render_size, fast_render)
     env = _observe(env, observation, size)
@@ -165,7 +170,7 @@ def _import_plugin(id: str, module: str) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"The environment {id!r} needs {error.name!r}: pip install {module}.") from error
+        raise ValueError(f"The environment {id!r} needs {error.name!r}: pip install {module.split('.')[0]}.") from error
 
 
 def _check_mujoco() -> None:

@@ -239,6 +239,12 @@ class SequenceReplay:
                 arrays = self._storage.gather(np.array(stream), np.arange(start, stop))
                 yield Episode(env=stream, **grouped(arrays))
 
+    def steps(self, env: int, size: int) -> Iterator[dict[str, Any]]:
+        """All steps held of the stream `env` in order of time, `size` at once, by the names of `add`."""
+        held = np.arange(*self._streams.ranges[env])
+        for start in range(0, len(held), size):
+            yield grouped(self._storage.gather(np.array(env), held[start : start + size]))
+
     def flush(self) -> None:
         """Bring a memory-mapped replay and its counters to disk; in RAM this does nothing."""
         if self._folder is not None:

@@ -39,6 +39,7 @@ WORLDS: dict[str, WorldKind] = {
     "rnn": WorldKind("wmgym.worlds.rnn", "RNN", "RSSMConfig"),
     "dmm_observation": WorldKind("wmgym.worlds.dmm", "DMMObservation", "RSSMConfig"),
     "dmm_dynamics": WorldKind("wmgym.worlds.dmm", "DMMDynamics", "RSSMConfig"),
+    "mdn_rnn": WorldKind("wmgym.worlds.mdn_rnn", "MDNRNN", "MDNRNNConfig"),
 }
 
 

@@ -1,0 +1,198 @@
+"""Learning in stages instead of in one loop: collect, then vision, then memory, then the controller."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+
+from agents.base import WorldModelAgent
+from agents.interrupt import InterruptGuard
+from agents.policy import Carry
+
+STAGES = ("collect", "vision", "memory", "controller")
+
+
+class StagedAgent(WorldModelAgent):
+    """`WorldModelAgent` with stages; where it is among them travels in its checkpoints.
+
+    A subclass has the arguments named below, and a method for one step of each stage but the first.
+    """
+
+    iterations: int
+    vision_updates: int
+    memory_updates: int
+    generations: int
+    hold: int
+    exploration: float
+
+    _KEPT = ("_iteration", "_stage", "_stage_step", "_begun", "_best_score", "evolution_steps", "history", "costs")
+    """What of the state is JSON."""
+
+    def _begin_stages(self) -> None:
+        """The state before anything was done."""
+        self._iteration, self._stage, self._stage_step, self._begun = 0, STAGES[0], 0, 0
+        self._best_score, self.evolution_steps = -math.inf, 0
+        self.history: list[dict[str, float]] = []
+        self.costs: dict[str, dict[str, float]] = {}
+        self._told: list[np.ndarray] = []  # fitnesses (P,) of this stage's generations
+        self._first_weights: Tensor | None = None  # where this stage's evolution began
+        self._codes_state: dict[str, Any] | None = None  # of M's sampling
+        self._held: tuple[Tensor, np.ndarray] | None = None  # random actions, and for how many more decisions
+
+    @abstractmethod
+    def _vision_step(self) -> None:
+        """One update of V."""
+
+    @abstractmethod
+    def _memory_step(self) -> None:
+        """One update of M."""
+
+    @abstractmethod
+    def _controller_step(self) -> None:
+        """One generation of C."""
+
+    @abstractmethod
+    def _finish_stage(self) -> None:
+        """Let go of what only the stage that has just ended needed."""
+
+    # -- the procedure ----------------------------------------------------------------------------------------
+
+    def _loop(
+        self, callback: BaseCallback, total_timesteps: int, log_interval: int | None, interrupt: InterruptGuard
+    ) -> None:
+        self._learning_pending = False
+        if self._iteration >= self.iterations or self.num_timesteps < self._begun:  # a procedure has ended: the next
+            self._iteration, self._stage, self._stage_step, self._begun = 0, STAGES[0], 0, self.num_timesteps
+        while self._iteration < self.iterations:
+            with self._anew_after_error():
+                if not self._collect(callback, total_timesteps, log_interval, interrupt):
+                    return
+            if not self._fit(interrupt, log_interval):
+                return
+            self._iteration, self._stage = self._iteration + 1, STAGES[0]
+
+    def _collect(
+        self, callback: BaseCallback, total_timesteps: int, log_interval: int | None, interrupt: InterruptGuard
+    ) -> bool:
+        """The real decisions of this iteration; False when stopped before they were all taken."""
+        if self._stage == STAGES[0] and self._last_obs is None:  # evolution has used the environment
+            assert self.env is not None
+            self._last_obs, self._last_episode_starts = self.env.reset(), np.ones(self.n_envs, bool)
+            self._begin_episodes()
+        share = (self._iteration + 1) / self.iterations
+        target = self._begun + math.ceil((total_timesteps - self._begun) * share)
+        while self._stage == STAGES[0] and self.num_timesteps < target:
+            with self._timed():
+                going_on = self._collect_step(callback, total_timesteps, log_interval)
+            if interrupt.requested or not going_on:
+                return False
+        if self._stage == STAGES[0]:
+            self._next_stage()
+        return True
+
+    def _fit(self, interrupt: InterruptGuard, log_interval: int | None) -> bool:
+        """V, M and C; False when interrupted."""
+        work = {
+            "vision": (self._vision_step, self.vision_updates),
+            "memory": (self._memory_step, self.memory_updates),
+            "controller": (self._controller_step, self.generations),
+        }
+        while self._stage != STAGES[0]:
+            step, count = work[self._stage]
+            while self._stage_step < count:
+                if interrupt.requested:
+                    return False
+                with self._timed():
+                    step()
+                self._stage_step += 1
+                self._n_updates += 1
+                if log_interval and self._stage_step % max(1, count // 20) == 0:
+                    self._dump_stage(count)
+            self._finish_stage()
+            self._next_stage()
+        return True
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Adds to what the present stage has cost: seconds by the clock, and of the processor in this process."""
+        wall, processor = time.perf_counter(), time.process_time()
+        yield
+        cost = self.costs.setdefault(self._stage, {"wall_clock_s": 0.0, "processor_s": 0.0})
+        cost["wall_clock_s"] += time.perf_counter() - wall
+        cost["processor_s"] += time.process_time() - processor
+
+    def _next_stage(self) -> None:
+        self._stage = STAGES[(STAGES.index(self._stage) + 1) % len(STAGES)]
+        self._stage_step = 0
+
+    def _dump_stage(self, count: int) -> None:
+        """A line of the log for the stage; its step is real decisions and updates together, which only ever grows."""
+        self.logger.record("time/iteration", self._iteration)
+        self.logger.record("time/stage", f"{self._stage} {self._stage_step}/{count}", exclude="tensorboard")
+        for name, values in self._metrics.items():
+            self.logger.record(f"{self._stage}/{name}", torch.stack(values).mean().item())
+        self._metrics.clear()
+        self.logger.dump(step=self.num_timesteps + self._n_updates)
+
+    # -- collecting -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _decide(self) -> Tensor:
+        """At random until there is a C, then C's, exploring."""
+        if self.policy.actor.weights.any():
+            return super()._decide()
+        assert self._carry is not None
+        self._carry = Carry(self._carry.state, self._random_action())
+        return self._carry.action
+
+    def _random_action(self) -> Tensor:
+        """Each environment's random action is held for 1 to `hold` decisions, as the paper does in Take Cover."""
+        draw = super()._random_action()
+        length = 1 + (self.policy.noise.uniform(self.n_envs) * self.hold).long().cpu().numpy()
+        if self._held is not None and len(self._held[1]) == self.n_envs:
+            held, left = self._held
+            going = left > 0
+            draw = torch.where(torch.as_tensor(going, device=draw.device)[:, None], held, draw)
+            length = np.where(going, left, length)
+        self._held = draw, length - 1
+        return draw
+
+    def _explore(self, action: Tensor) -> Tensor:
+        swap = self.policy.noise.uniform(self.n_envs, 1) < self.exploration
+        return torch.where(swap, self._random_action(), action)
+
+    # -- in files ---------------------------------------------------------------------------------------------
+
+    def _run_facts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        facts, tensors = super()._run_facts()
+        facts["stages"] = {name: getattr(self, name) for name in self._KEPT}
+        if self._best_score == -math.inf:  # which JSON cannot say
+            facts["stages"].pop("_best_score")
+        facts["codes"] = self._codes_state
+        if self._told:
+            tensors["run/stages/told"] = torch.as_tensor(np.stack(self._told))
+        if self._first_weights is not None:
+            tensors["run/stages/first_weights"] = self._first_weights
+        if self._held is not None:
+            tensors["run/stages/held"], tensors["run/stages/left"] = self._held[0], torch.as_tensor(self._held[1])
+        return facts, tensors
+
+    def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
+        super()._restore_run(run, tensors, source)
+        for name, value in run["stages"].items():
+            setattr(self, name, value)
+        self._codes_state = run["codes"]
+        self._told = list(tensors["stages/told"].cpu().numpy()) if "stages/told" in tensors else []
+        self._first_weights = tensors.get("stages/first_weights")
+        if "stages/held" in tensors:
+            self._held = tensors["stages/held"], tensors["stages/left"].cpu().numpy()

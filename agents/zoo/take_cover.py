@@ -1,0 +1,156 @@
+"""Doom's Take Cover by World Models: C evolves in the dream alone, and is then sent into the game.
+
+    python -m agents.zoo.take_cover
+
+collects random episodes, fits V and M, evolves C in M's dream at each temperature, lets each C play the real game,
+and writes the agent, pictures of each stage and a result file with the table of temperatures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+
+from agents.world_models import WorldModels
+from agents.zoo.demo import RandomAgent
+from agents.zoo.results import describe_commit, describe_machine
+from agents.zoo.stage_plots import plot_dreams, plot_evolution, plot_reconstructions
+from agents.zoo.train import load_preset, overrides
+from wmgym.games import TAKE_COVER
+from wmgym.real import make_vec
+
+TEMPERATURES = (0.1, 0.5, 1.0, 1.15, 1.3)
+SOLVED = 750
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m agents.zoo.take_cover", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decisions", type=int, default=50_000, help="random decisions collected in the real game")
+    parser.add_argument("--episodes", type=int, default=100, help="real episodes of each evaluation")
+    parser.add_argument("--table-generations", type=int, default=40, help="of C at each further temperature")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
+    parser.add_argument("--out", type=Path, default=Path("runs/take_cover"))
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+class TakeCover:
+    """The run: its agent, and the result file that grows with it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.started = time.time()
+        self.settings = {**load_preset("world_models", TAKE_COVER, "default"), **overrides(args.set)}
+        self.agent = WorldModels(TAKE_COVER, seed=args.seed, interrupt_folder=args.out, **self.settings)
+        self.data: dict[str, Any] = {
+            "algo": "world_models",
+            "preset": "default",
+            "env_id": TAKE_COVER,
+            "action_repeat": self.agent.action_repeat,
+            "seed": args.seed,
+            "settings": self.settings,
+            "decisions_collected": args.decisions,
+            "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "commit": describe_commit(),
+            "versions": {name: version(name) for name in ("torch", "gymnasium", "vizdoom", "cma", "numpy")},
+            "machine": describe_machine(),
+            "threads": args.threads,
+            "eval_episodes": args.episodes,
+            "complete": False,
+            "costs": {},
+            "table": [],
+        }
+
+    def run(self) -> Path:
+        """Everything, in order; returns the result file."""
+        path = self.write()
+        self.data["random"] = _summary(self.play(RandomAgent(self.agent.action_space, self.args.seed)))
+        self.write()
+        self.learn()
+        self.write()
+        for temperature in self.args.temperatures:
+            self.row(temperature)
+        self.data["complete"] = True
+        return self.write(path)
+
+    def learn(self) -> None:
+        """Collect, V, M, and C at the preset's temperature."""
+        agent, out = self.agent, self.args.out
+        agent.set_logger(configure(str(out), ["csv"]))
+        agent.learn(self.args.decisions, log_interval=1)
+        agent.save(out / "world_models.zip", include=["replay_buffer"])
+        self.data["costs"] = agent.costs
+        self.data["episodes_collected"] = agent._episode_num
+        plot_reconstructions(out / "reconstructions.png", agent)
+        plot_dreams(out / "dreams.png", agent)
+        plot_evolution(out / "evolution.png", agent.history, f"C in the dream, temperature {agent.temperature}")
+
+    def row(self, temperature: float) -> None:
+        """One line of the table: C of this temperature in its dream and in the game."""
+        if temperature != self.settings["temperature"]:
+            self.agent.evolve(temperature=temperature, generations=self.args.table_generations)
+            self.agent.save(self.args.out / f"world_models_{temperature}.zip")
+        else:
+            self.agent = WorldModels.load(self.args.out / "world_models.zip", device="cpu")
+        dream, real = self.agent.dream(self.args.episodes), self.play(self.agent)
+        self.data["table"].append(
+            {
+                "temperature": temperature,
+                "generations": len(self.agent.history),
+                "cost": self.agent.costs["controller"],
+                "dream": _summary(dream),
+                "real": _summary(real),
+                "solved": bool(np.mean(real) >= SOLVED),
+            }
+        )
+        self.write()
+
+    def play(self, player: Any) -> list[float]:
+        """Tics survived in each real episode."""
+        options = {"observation": "pixels", "action_repeat": self.agent.action_repeat}
+        env = make_vec(TAKE_COVER, min(10, self.args.episodes), seed=self.args.seed + 10_000, **options)
+        try:
+            returns, _ = evaluate_policy(
+                player, env, self.args.episodes, deterministic=True, return_episode_rewards=True, warn=False
+            )
+        finally:
+            env.close()
+        return [float(value) for value in returns]
+
+    def write(self, path: Path | None = None) -> Path:
+        """The result file, as far as it is known."""
+        path = path or self.args.out / f"default-seed{self.args.seed}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.data["wall_clock_s"] = round(time.time() - self.started, 1)
+        self.data["processor_s"] = round(time.process_time(), 1)
+        path.write_text(json.dumps(self.data, indent=1) + "\n")
+        return path
+
+
+def _summary(returns: Any) -> dict[str, Any]:
+    values = [round(float(value), 1) for value in returns]
+    return {"mean": round(float(np.mean(values)), 1), "std": round(float(np.std(values)), 1), "returns": values}
+
+
+def main(arguments: list[str] | None = None) -> Path:
+    """Run the command."""
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    return TakeCover(args).run()
+
+
+if __name__ == "__main__":
+    print(main())
