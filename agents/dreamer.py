@@ -56,7 +56,7 @@ class Dreamer(WorldModelAgent):
         deter: width of the deterministic state.
         stoch: number of Gaussian latents.
         units: width of every hidden layer.
-        depth: channels of the first convolution, when there are pictures.
+        depth: width of the picture networks, when there are pictures (`CoderConfig.depth`).
         picture_share: share of the frames that each update reconstructs.
         picture_scale: weight of their squared error.
         world_config: a whole world configuration, instead of the six above.
@@ -233,8 +233,10 @@ class Dreamer(WorldModelAgent):
 def flagship_world(
     deter: int, stoch: int, units: int, depth: int, picture_share: float, picture_scale: float = 1.0
 ) -> RSSMConfig:
-    """The flagship's world at the given sizes; convolutions run in bfloat16."""
-    coder = CoderConfig(units=units, layers=2, depth=depth, bfloat16=True)
+    """The flagship's world at the given sizes; the layers of pictures run in bfloat16."""
+    coder = CoderConfig(
+        units=units, layers=2, image="patches", depth=depth, image_act="silu", image_norm="layer", bfloat16=True
+    )
     return RSSMConfig(
         deter=deter,
         stoch=stoch,

@@ -13,11 +13,17 @@ from wmgym.nets.blocks import BlockLinear
 from wmgym.nets.coders import CoderConfig, Decoder, Encoder
 from wmgym.nets.distributions import symlog
 from wmgym.nets.images import ImageSizeError
+from wmgym.nets.patches import join_places, split_places
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,))
 NUMBER = spaces.Box(-1, 1, ())
 DREAMER = CoderConfig(units=16, depth=4)
 V3 = CoderConfig(units=64, layers=3, norm="rms", init="v3", image="v3", depth=4, image_act="silu", image_norm="rms")
+PATCHES = CoderConfig(units=16, image="patches", depth=4, image_act="silu", image_norm="layer")
+ROUNDED = [replace(config, bfloat16=True) for config in (DREAMER, PATCHES)]
+ALL = pytest.mark.parametrize(
+    "config", [DREAMER, V3, PATCHES, *ROUNDED], ids=["dreamer", "v3", "patches", "bfloat16", "patches in bfloat16"]
+)
 FEATURES, DETER = 640, 512  # DreamerV3's size 1m
 
 
@@ -42,7 +48,7 @@ def seeded() -> None:
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (2, 5)])
-@pytest.mark.parametrize("config", [DREAMER, V3, replace(DREAMER, bfloat16=True)], ids=["dreamer", "v3", "bfloat16"])
+@ALL
 @pytest.mark.parametrize(
     "boxes",
     [
@@ -165,7 +171,34 @@ def test_v3_has_as_many_parameters_as_the_official_code(
     assert sum(p.numel() for p in decoder.parameters()) == decoder_size
 
 
-@pytest.mark.parametrize(("config", "offset"), [(DREAMER, -0.5), (V3, 0.0)], ids=["dreamer", "v3"])
+def _patch_act(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer normalisation over the channels of (N, C, H, W), then SiLU, from their definitions."""
+    x = (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-3).sqrt()
+    x = x * scale[:, None, None] + shift[:, None, None]
+    return x * torch.sigmoid(x)
+
+
+def test_the_patch_encoder_is_convolutions_of_windows_that_do_not_overlap() -> None:
+    boxes = {"observation": picture(32, 48, 1)}
+    encoder = Encoder(boxes, PATCHES)
+    observed = observations(boxes, 3)
+    x = ((observed["observation"].double() - 127.5) / 64).permute(0, 3, 1, 2)
+    p = [p.detach().double() for p in encoder.parameters()]
+    for side, (weight, bias, scale, shift) in zip((8, 2), (p[:4], p[4:])):
+        kernel = weight.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
+        x = _patch_act(functional.conv2d(x, kernel, bias, stride=side), scale, shift)
+    torch.testing.assert_close(encoder(observed), x.permute(0, 2, 3, 1).flatten(1).float(), atol=1e-5, rtol=1e-4)
+
+
+def test_splitting_places_undoes_joining_them() -> None:
+    x = torch.randn(2, 8, 16, 3)
+    assert torch.equal(split_places(join_places(x, 4), 4), x)
+    assert torch.equal(join_places(x, 4)[0, 1, 2].view(4, 4, 3), x[0, 4:8, 8:12])
+
+
+@pytest.mark.parametrize(
+    ("config", "offset"), [(DREAMER, -0.5), (V3, 0.0), (PATCHES, 0.0)], ids=["dreamer", "v3", "patches"]
+)
 @pytest.mark.parametrize(("likelihood", "factor"), [("mse", 1.0), ("normal", 0.5)])
 def test_loss_is_the_squared_error_summed_over_each_observation(
     config: CoderConfig, offset: float, likelihood: str, factor: float
@@ -181,7 +214,7 @@ def test_loss_is_the_squared_error_summed_over_each_observation(
             assert losses[key][b, t].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("config", [DREAMER, V3], ids=["dreamer", "v3"])
+@pytest.mark.parametrize("config", [DREAMER, V3, PATCHES], ids=["dreamer", "v3", "patches"])
 def test_a_decoder_that_hits_its_target_gives_the_observation_back(
     config: CoderConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,7 +254,7 @@ def test_symlog_is_what_the_configuration_says() -> None:
     assert torch.equal(decoder(features)["observation"], decoder.observation(features)["observation"])
 
 
-@pytest.mark.parametrize("config", [DREAMER, V3, replace(DREAMER, bfloat16=True)], ids=["dreamer", "v3", "bfloat16"])
+@ALL
 def test_gradients_reach_every_parameter_and_the_features(config: CoderConfig) -> None:
     boxes = {"a": VECTOR, "b": picture(), "c": NUMBER}
     encoder, decoder = Encoder(boxes, config), Decoder(FEATURES, boxes, config, DETER)
@@ -255,6 +288,7 @@ def test_bfloat16_keeps_parameters_and_gradients_in_float32_and_close() -> None:
     [
         ({"camera": picture(84, 84)}, DREAMER, ["84x84", "64x64", "ResizeObservation"]),
         ({"camera": picture(84, 84)}, V3, ["84x84", "multiples of 16", "ResizeObservation"]),
+        ({"camera": picture(84, 84)}, PATCHES, ["84x84", "multiples of 16", "ResizeObservation"]),
         ({"near": picture(), "far": picture(96, 96)}, V3, ["near", "far", "one size"]),
     ],
 )

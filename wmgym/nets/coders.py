@@ -27,9 +27,17 @@ from wmgym.nets.images import (
     picture_error,
 )
 from wmgym.nets.mlp import MLP, Activation, Init, Norm
+from wmgym.nets.patches import PatchImageDecoder, PatchImageEncoder
 from wmgym.spaces import is_image
 
 Likelihood = Literal["mse", "normal"]
+_ImageEncoder = DreamerImageEncoder | V3ImageEncoder | PatchImageEncoder
+_ImageDecoder = DreamerImageDecoder | V3ImageDecoder | PatchImageDecoder
+_IMAGE_ENCODERS: dict[ImageNet, type[_ImageEncoder]] = {
+    "dreamer": DreamerImageEncoder,
+    "v3": V3ImageEncoder,
+    "patches": PatchImageEncoder,
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,9 @@ class CoderConfig:
         symlog: squash vectors by symlog on the way in and predict them in symlog space on the way out.
         likelihood: reconstruction loss of one number: "mse" is its squared error (DreamerV3), "normal" is half of
             that, the negative log-density of a Normal of variance 1 up to a constant (PlaNet, Dreamer V1 and V2).
-        image: convolutional network: "dreamer" (PlaNet, Dreamer V1 and V2; 64x64) or "v3" (multiples of 16).
-        depth: channels of its first convolution ("dreamer") or half of them ("v3").
+        image: network for pictures: the convolutions of "dreamer" (PlaNet, Dreamer V1 and V2; 64x64) or "v3"
+            (multiples of 16), or "patches", linear layers over patches (multiples of 16; the fastest).
+        depth: channels of the first convolution ("dreamer"), half of them ("v3"), a sixth ("patches").
         image_act: activation of the convolutions.
         image_norm: normalisation of them, over the channels.
         bfloat16: compute the convolutions in bfloat16 (parameters, inputs and outputs stay float32).
@@ -93,15 +102,14 @@ class Encoder(nn.Module):
         self._vectors, self._pictures = _split(boxes)
         self._numbers = {key for key, box in boxes.items() if box.shape == ()}
         self.vectors: MLP | None = None
-        self.pictures: DreamerImageEncoder | V3ImageEncoder | None = None
+        self.pictures: _ImageEncoder | None = None
         self.out_size = 0
         if self._vectors:
             c = config
             self.vectors = MLP(sum(self._vectors.values()), None, c.layers, c.units, c.act, c.norm, c.init)
             self.out_size += self.vectors.out_size
         if self._pictures:
-            network = DreamerImageEncoder if config.image == "dreamer" else V3ImageEncoder
-            self.pictures = network(_joined_shape(self._pictures), _style(config))
+            self.pictures = _IMAGE_ENCODERS[config.image](_joined_shape(self._pictures), _style(config))
             self.out_size += self.pictures.out_size
 
     def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
@@ -163,7 +171,7 @@ class Decoder(nn.Module):
         self._vectors, self._pictures = _split(boxes)
         self._shapes = {key: box.shape for key, box in boxes.items()}
         self.vectors: MLP | None = None
-        self.pictures: DreamerImageDecoder | V3ImageDecoder | None = None
+        self.pictures: _ImageDecoder | None = None
         if self._vectors:
             c = config
             size = sum(self._vectors.values())
@@ -255,9 +263,11 @@ def _style(config: CoderConfig) -> ImageStyle:
 
 def _image_decoder(
     feature_size: int, shape: tuple[int, int, int], config: CoderConfig, deter_size: int | None
-) -> DreamerImageDecoder | V3ImageDecoder:
+) -> _ImageDecoder:
     if config.image == "dreamer":
         return DreamerImageDecoder(feature_size, shape, _style(config))
+    if config.image == "patches":
+        return PatchImageDecoder(feature_size, shape, _style(config))
     if deter_size is None:
         raise ValueError('The "v3" image decoder reads the deterministic state apart: give Decoder its deter_size.')
     return V3ImageDecoder(deter_size, feature_size - deter_size, shape, config.units, _style(config))

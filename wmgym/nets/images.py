@@ -18,7 +18,7 @@ from wmgym.nets.blocks import BlockLinear
 from wmgym.nets.mlp import MLP, Activation, Init, Norm, activation, init_v3_, linear, normalisation
 from wmgym.random import Noise
 
-ImageNet = Literal["dreamer", "v3"]
+ImageNet = Literal["dreamer", "v3", "patches"]
 Shape = tuple[int, int, int]
 
 _V3_MULTIPLES = (2, 3, 4, 4)
