@@ -16,6 +16,16 @@ DAMAGE = (OSError, EOFError, ValueError, MemoryError, RuntimeError, zipfile.BadZ
 """What reading a damaged zip raises (RuntimeError: an entry that claims to be encrypted or of an unknown method)."""
 
 
+MODELS = Path(__file__).parent / "models"
+"""Ready-trained checkpoints, which are opened by their name alone."""
+
+NONSENSE = (
+    *(LookupError, TypeError, ValueError, ArithmeticError, AttributeError, AssertionError),
+    *(RuntimeError, MemoryError),  # RecursionError is a RuntimeError
+)
+"""What building something from a description that is none raises."""
+
+
 class CheckpointError(Exception):
     """A file that cannot be read or written; the message names the file and the fault."""
 
@@ -73,17 +83,23 @@ def with_zip_suffix(path: str | Path) -> Path:
 
 
 def find(path: str | Path) -> Path:
-    """The file that `path` names, with or without its ".zip".
+    """The file that `path` names, with or without its ".zip", or the ready-trained checkpoint of that name.
 
     Raises:
         CheckpointError: if there is none.
     """
     path = Path(path)
     longer = path.with_name(f"{path.name}.zip") if path.name else path
-    for candidate in (path, longer):
+    ready = [MODELS / longer.name] if path.name == str(path) else []
+    for candidate in (path, longer, *ready):
         if candidate.is_file():
             return candidate
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint: name the file in it.")
     also = "" if path.suffix == ".zip" else f", nor {longer.name} beside it"
-    raise CheckpointError(f"{path} does not exist{also}.")
+    raise CheckpointError(f"{path} does not exist{also}; ready-trained are {ready_models() or 'none'}.")
+
+
+def ready_models() -> list[str]:
+    """Names of the ready-trained checkpoints that came with the package."""
+    return sorted(file.stem for file in MODELS.glob("*.zip"))

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
 from matplotlib import font_manager
 from moviepy import ImageSequenceClip
 from PIL import Image, ImageDraw, ImageFont
 
 from agents.base import WorldModelAgent
+from agents.zoo.painting import rendered, state_of
 from wmgym.dream import DreamEnv
 from wmgym.rendering import Picture
 from wmgym.worlds.base import State
@@ -48,7 +48,7 @@ def film_dream(
     may look again, and so on; the labels say which is which.
 
     Args:
-        agent: its world must decode pictures.
+        agent: its world should decode pictures (`agents.zoo.painting.paint`), or it is seen as bars.
         env: the real environment, as the agent sees it, with `render_mode="rgb_array"`.
         path: of the mp4.
         steps: decisions; fewer if the episode ends.
@@ -62,7 +62,7 @@ def film_dream(
         The path written.
 
     Raises:
-        ValueError: if the world cannot draw, or a number cannot be.
+        ValueError: if the environment cannot draw, or a number cannot be.
     """
     if watched < 1 or dreamt < 0:
         raise ValueError(f"watched must be 1 or more and dreamt not negative: {watched}, {dreamt}.")
@@ -123,7 +123,7 @@ def _episode(agent: WorldModelAgent, env: gym.Env, steps: int, seed: int) -> Ite
     carry: Any = None
     for _ in range(steps):
         action, carry = agent.predict(observation, carry, deterministic=True)
-        yield Moment(_rendered(env), _state(agent, carry), action)
+        yield Moment(rendered(env), state_of(agent, carry), action)
         observation, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
             return
@@ -140,16 +140,4 @@ def _dream(agent: WorldModelAgent, moments: Sequence[Moment], blind: Sequence[in
             dream.step(moments[step - 1].action)
         else:
             dream.reset(seed=seed, options={"state": moment.state})
-        yield _rendered(dream)
-
-
-def _state(agent: WorldModelAgent, carry: tuple[np.ndarray, ...]) -> State:
-    leaves = [torch.as_tensor(leaf, device=agent.world.device) for leaf in carry[:-1]]
-    return type(agent.world.initial(1))(*leaves)
-
-
-def _rendered(env: gym.Env) -> Picture:
-    picture = env.render()
-    if not isinstance(picture, np.ndarray):
-        raise ValueError("A film needs an environment made with render_mode='rgb_array'.")
-    return picture
+        yield rendered(dream)

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.vec_env import VecEnv
+
+from wmgym.files import atomic_writer
 
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "dm_control", "mujoco", "shimmy", "numpy")
 
@@ -54,15 +55,19 @@ def describe_commit() -> str:
         return "unknown"
 
 
-class ResultRecorder(BaseCallback):
+class ResultRecorder(EvalCallback):
     """Evaluates as a run goes and writes its result file after each evaluation.
+
+    Beside the result file there are RL Zoo's `evaluations.npz` and `best_model.zip`, in the run's folder.
 
     Args:
         path: of the JSON file.
-        make_eval_env: gives a fresh `VecEnv` of the real environment for each evaluation.
+        make_eval_env: gives a fresh `VecEnv` of the real environment for each evaluation, so that each plays the same
+            episodes and nothing of it stays in memory between them.
         facts: algorithm, preset, environment and the like, copied into the file.
         every: decisions between evaluations.
         action_repeat: simulator steps per decision; `env_steps` in the file counts simulator steps.
+        folder: of the run.
         episodes: of each evaluation, deterministic.
     """
 
@@ -73,12 +78,24 @@ class ResultRecorder(BaseCallback):
         facts: dict[str, Any],
         every: int,
         action_repeat: int,
+        folder: str | Path,
         episodes: int = 10,
     ) -> None:
-        super().__init__()
+        # It is asked to evaluate when an evaluation is due and only then: every call of it is one.
+        super().__init__(
+            make_eval_env(),
+            n_eval_episodes=episodes,
+            eval_freq=1,
+            log_path=str(folder),
+            best_model_save_path=str(folder),
+            verbose=0,
+            warn=False,
+        )
+        self.eval_env.close()
         self.path, self.make_eval_env = path, make_eval_env
-        self.every, self.action_repeat, self.episodes = every, action_repeat, episodes
+        self.every, self.action_repeat = max(1, every), action_repeat
         self.started = time.time()
+        self._spent_before = {"wall_clock_s": 0.0, "processor_s": 0.0}
         self.data: dict[str, Any] = {
             **facts,
             "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
@@ -97,39 +114,55 @@ class ResultRecorder(BaseCallback):
             "return_std": [],
         }
 
-    def evaluate(self) -> None:
-        """Evaluate now and write the file."""
-        env = self.make_eval_env()
+    def evaluate(self) -> bool:
+        """Evaluate now and write the file; False when training should stop."""
+        self.eval_env = self.make_eval_env()
         try:
-            returns, _ = evaluate_policy(
-                self.model, env, self.episodes, deterministic=True, return_episode_rewards=True, warn=False
-            )
+            going_on = super()._on_step()
         finally:
-            env.close()
-        self.data["env_steps"].append(self.model.num_timesteps * self.action_repeat)
+            self.eval_env.close()
+        returns = self.evaluations_results[-1]
+        self.data["env_steps"].append(self.num_timesteps * self.action_repeat)
         self.data["return_mean"].append(round(float(np.mean(returns)), 2))
         self.data["return_std"].append(round(float(np.std(returns)), 2))
         self.write()
+        return going_on
 
     def write(self, **changes: Any) -> None:
         """Write the file with what is known now."""
         # Processor time beside the clock: on a machine that does other work the clock alone says too much.
         spent = {"wall_clock_s": time.time() - self.started, "processor_s": time.process_time()}
-        self.data.update(changes, **{name: round(seconds, 1) for name, seconds in spent.items()})
-        self.data["updates"] = getattr(self.model, "_n_updates", 0) if hasattr(self, "model") else 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
-        temporary.replace(self.path)
+        self.data.update(
+            changes, **{name: round(seconds + self._spent_before[name], 1) for name, seconds in spent.items()}
+        )
+        if hasattr(self, "model"):
+            self.data["updates"] = self.model._n_updates
+        with atomic_writer(self.path) as file:
+            file.write((json.dumps(self.data, indent=1) + "\n").encode())
+
+    def continue_from(self, decisions: int) -> None:
+        """Take over the curve that an interrupted run wrote, up to the `decisions` it is resumed at."""
+        before = json.loads(self.path.read_text())
+        kept = sum(steps <= decisions * self.action_repeat for steps in before["env_steps"])
+        resumed = {"env_steps": decisions * self.action_repeat, "commit": self.data["commit"]}
+        self.data.update({name: before[name][:kept] for name in ("env_steps", "return_mean", "return_std")})
+        self.data.update({name: before[name] for name in ("command", "commit")})
+        self.data["resumed"] = [*before.get("resumed", []), resumed]
+        self._spent_before = {name: before.get(name, 0.0) for name in self._spent_before}
+        evaluations = np.load(f"{self.log_path}.npz")
+        self.evaluations_timesteps = evaluations["timesteps"][:kept].tolist()
+        self.evaluations_results = evaluations["results"][:kept].tolist()
+        self.evaluations_length = evaluations["ep_lengths"][:kept].tolist()
+        self.best_mean_reward = max((float(np.mean(returns)) for returns in self.evaluations_results), default=-np.inf)
+
+    def _init_callback(self) -> None:
+        Path(self.log_path or ".").parent.mkdir(parents=True, exist_ok=True)
 
     def _on_training_start(self) -> None:
         if not self.data["env_steps"]:
+            self.num_timesteps = self.model.num_timesteps
             self.evaluate()
 
     def _on_step(self) -> bool:
-        if (
-            self.model.num_timesteps // self.every
-            > (self.model.num_timesteps - self.training_env.num_envs) // self.every
-        ):
-            self.evaluate()
-        return True
+        before = self.num_timesteps - self.training_env.num_envs
+        return self.evaluate() if self.num_timesteps // self.every > before // self.every else True

@@ -1,115 +1,102 @@
 """Train an agent by its name and preset, and write its result file.
 
-python -m agents.zoo.train --algo dreamer --env dm_control/walker-walk-v0 --seed 0 --env-steps 100000
+    python -m agents.zoo train --algo dreamer --env dm_control/walker-walk-v0 --seed 0 --env-steps 100000
+
+RL Zoo's algorithms are there too (`--algo sac`), and its options have its names. Ctrl-C saves; the same command goes on
+where the run stopped (Stable-Baselines3's own algorithms begin again).
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
+import sys
 import traceback
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
-from stable_baselines3.common.logger import configure
 
-from agents import ALGORITHMS
-from agents.zoo.results import ResultRecorder, result_path
-from wmgym.real import make_vec
+from agents.zoo.hyperparams import load_preset, overrides
+from agents.zoo.manager import ZooExperiment
+from agents.zoo.registry import register_algorithms
 
-_ENV_KEYS = ("observation", "action_repeat")
+__all__ = ["build_parser", "load_preset", "main", "overrides"]
 
 
-def load_preset(algo: str, env_id: str, preset: str) -> dict[str, Any]:
-    """Hyperparameters of `preset` for an environment: the preset's own, overridden by the environment's.
+def build_parser(command: str = "train", description: str | None = __doc__) -> argparse.ArgumentParser:
+    """The command line that `train` and `tune` share."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m agents.zoo {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--algo", default="dreamer", choices=sorted(register_algorithms()))
+    add("--env", required=True, help="Gymnasium id of the real environment")
+    add("--preset", default="default", help="a key of zoo_configs/<algo>.yml")
+    add("-conf", "--conf-file", help="another YAML of hyperparameters")
+    add("--seed", type=int, default=0)
+    add("--env-steps", type=float, help="simulator steps to learn for, action repeat included")
+    add("-n", "--n-timesteps", type=int, default=-1, help="the same in decisions; else the preset's n_timesteps")
+    add("--eval-every", type=float, default=1e4, help="simulator steps between evaluations")
+    add("--eval-episodes", type=int, default=10)
+    add("-params", "--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
+    add("--env-kwargs", nargs="*", default=[], metavar="NAME=VALUE", help="arguments of wmgym.make_env")
+    add("--gym-packages", nargs="*", default=[], help="modules to import that register environments")
+    add("--results", default="zoo_configs/results", help="folder of result files")
+    add("-f", "--log-folder", default="runs/zoo", help="folder of agents, evaluations and what is needed to resume")
+    add("--save", help="write the trained agent there too")
+    add("--log", help="folder for progress.csv and TensorBoard")
+    add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
+    add("-i", "--trained-agent", default="", help="an agent to begin from")
+    add("--anew", action="store_true", help="begin again where an interrupted run would be resumed")
+    add("--save-freq", type=int, default=25_000, help="decisions between checkpoints to resume from")
+    add("--log-interval", type=int, default=-1, help="episodes between lines of the log; -1: the algorithm's, -2: none")
+    add("--vec-env", default="dummy", choices=["dummy", "subproc"])
+    add("--threads", "--num-threads", type=int, default=1)
+    add("--device", default="auto")
+    add("--verbose", type=int, default=1)
+    add("-P", "--progress", action="store_true", help="show a progress bar")
+    return parser
 
-    Args:
-        algo: name of the file below `zoo_configs`.
-        env_id: looked up among the preset's `envs`.
-        preset: a key of the file.
+
+def run(args: argparse.Namespace) -> ZooExperiment:
+    """Train; what stops the run before its end stands in the result file.
 
     Raises:
-        KeyError: if there is no such file or preset; the message lists those there are.
+        KeyboardInterrupt: on Ctrl-C, after saving.
     """
-    file = files("zoo_configs") / f"{algo}.yml"
-    if not file.is_file():
-        raise KeyError(f"There is no zoo_configs/{algo}.yml.")
-    presets = yaml.safe_load(file.read_text())
-    if preset not in presets:
-        raise KeyError(f"zoo_configs/{algo}.yml has no preset {preset!r}; it has {sorted(presets)}.")
-    return {**presets[preset], **presets.get(env_id, {})}
-
-
-def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m agents.zoo.train", description=__doc__)
-    parser.add_argument("--algo", default="dreamer", choices=sorted(ALGORITHMS))
-    parser.add_argument("--env", required=True, help="Gymnasium id of the real environment")
-    parser.add_argument("--preset", default="default", help="a key of zoo_configs/<algo>.yml")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--env-steps", type=float, default=1e5, help="simulator steps, action repeat included")
-    parser.add_argument("--eval-every", type=float, default=1e4, help="simulator steps between evaluations")
-    parser.add_argument("--eval-episodes", type=int, default=10)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
-    parser.add_argument("--results", default="zoo_configs/results", help="folder of result files")
-    parser.add_argument("--save", help="write the trained agent there")
-    parser.add_argument("--log", help="folder for progress.csv and TensorBoard")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="auto")
-    return parser.parse_args(arguments)
-
-
-def overrides(pairs: list[str]) -> dict[str, Any]:
-    """`["horizon=10", "observation=pixels"]` as a dictionary of Python literals, or strings."""
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        name, _, text = pair.partition("=")
-        try:
-            values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[name] = text
-    return values
-
-
-def main(arguments: list[str] | None = None) -> Path:
-    """Train; returns the path of the result file."""
-    args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
-    settings = {**load_preset(args.algo, args.env, args.preset), **overrides(args.set)}
-    agent = ALGORITHMS[args.algo](args.env, seed=args.seed, device=args.device, verbose=0, **settings)
-    env_options = {key: settings[key] for key in _ENV_KEYS if key in settings} | settings.get("env_kwargs", {})
-
-    def make_eval_env() -> Any:
-        return make_vec(args.env, args.eval_episodes, seed=args.seed + 10_000, **env_options)
-
-    facts = {
-        "algo": args.algo,
-        "preset": args.preset,
-        "overrides": overrides(args.set),
-        "env_id": args.env,
-        "observation": settings.get("observation", "state"),
-        "action_repeat": agent.action_repeat,
-        "seed": args.seed,
-        "parameters": sum(p.numel() for p in agent.policy.parameters() if p.requires_grad),
-    }
-    path = result_path(args.results, args.algo, args.env, args.preset, args.seed)
-    repeat = agent.action_repeat
-    recorder = ResultRecorder(path, make_eval_env, facts, int(args.eval_every) // repeat, repeat, args.eval_episodes)
-    if args.log:
-        agent.set_logger(configure(args.log, ["csv", "tensorboard"]))
+    experiment = ZooExperiment(args)
+    prepared = experiment.setup_experiment()
+    assert prepared is not None
+    model, _ = prepared
     try:
-        agent.learn(int(args.env_steps) // repeat, callback=recorder)
+        experiment.learn(model)
     except BaseException:
-        recorder.write(error=traceback.format_exc(limit=3))
+        if experiment.recorder is not None:
+            experiment.recorder.write(error=traceback.format_exc(limit=3))
         raise
-    recorder.write(complete=True)
+    finally:
+        if model.env is not None:
+            model.env.close()
+    assert experiment.recorder is not None
+    experiment.recorder.write(complete=True)
+    experiment.save_trained_model(model)
     if args.save:
-        agent.save(args.save)
-    return path
+        model.save(args.save)
+    return experiment
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; returns the exit status."""
+    args = build_parser().parse_args(arguments)
+    try:
+        experiment = run(args)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from here.")
+        return 130
+    print(f"Wrote {experiment.result_path()} and {experiment.save_path}/.")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Play a trained agent, in the real environment or inside a learned world.
+
+python -m agents.zoo enjoy --model walker-walk --dream         # inside its own world
+python -m agents.zoo enjoy --algo sac --env dm_control/walker-walk-v0 --dream walker-walk
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+
+from agents.zoo.film import write_film
+from agents.zoo.loading import Trained, add_arguments, load_trained
+from agents.zoo.manager import EVALUATION_SEED
+from agents.zoo.report import Returns
+from wmgym.dream import DreamVecEnv
+from wmgym.real import make_vec
+
+
+def play(
+    agent: BaseAlgorithm, env: VecEnv, episodes: int, deterministic: bool = True, frames: list[Any] | None = None
+) -> Returns:
+    """Returns of some episodes.
+
+    Args:
+        agent: acts.
+        env: is closed at the end.
+        episodes: how many.
+        deterministic: whether it acts without drawing.
+        frames: pictures of the first environment are added to it.
+    """
+
+    def look(_: dict[str, Any], __: dict[str, Any]) -> None:
+        if frames is not None:
+            frames.append(np.asarray(env.get_images()[0]))
+
+    try:
+        returns, _ = evaluate_policy(
+            agent, env, episodes, deterministic, callback=look, return_episode_rewards=True, warn=False
+        )
+    finally:
+        env.close()
+    return Returns(tuple(np.asarray(returns, float).tolist()))
+
+
+def real_env(trained: Trained, count: int, seed: int) -> VecEnv:
+    """The environment that the agent was trained in, with episodes that it was not trained on."""
+    return make_vec(trained.env_id, count, seed=EVALUATION_SEED + seed, **trained.env_options)
+
+
+def dream_env(world: str, count: int, seed: int, frames: bool = False) -> VecEnv:
+    """Dreams of a world, with every episode's return in their infos."""
+    return VecMonitor(
+        DreamVecEnv(count, world, seed=EVALUATION_SEED + seed, **({"render_mode": "rgb_array"} if frames else {}))
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agents.zoo enjoy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_arguments(parser)
+    parser.add_argument("--episodes", type=int, default=5)
+    parser.add_argument(
+        "--dream", nargs="?", const="", metavar="WORLD", help="play inside this world (default: its own)"
+    )
+    parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the likeliest")
+    parser.add_argument("--film", help="write what is seen to this mp4")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Play and print the returns; returns the exit status."""
+    args = build_parser().parse_args(arguments)
+    trained = load_trained(args)
+    frames: list[Any] | None = [] if args.film else None
+    count = 1 if args.film else args.episodes
+    if args.dream is None:
+        env, where = real_env(trained, count, args.seed), trained.env_id
+    else:
+        env, where = dream_env(args.dream or trained.path, count, args.seed, bool(args.film)), "the dream"
+    returns = play(trained.agent, env, args.episodes, not args.stochastic, frames)
+    for number, value in enumerate(returns.values, start=1):
+        print(f"episode {number}: {value:.1f}")
+    print(f"{type(trained.agent).__name__} in {where}: {returns} over {len(returns.values)} episodes")
+    if args.film and frames:
+        print(f"Wrote {write_film(Path(args.film), frames, fps=25)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

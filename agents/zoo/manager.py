@@ -1,0 +1,259 @@
+"""RL Zoo's experiment manager over wmgym's environments, for its algorithms and ours."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
+
+from agents import ALGORITHMS
+from agents.base import WorldModelAgent
+from agents.checkpointing import CheckpointEvery, last_checkpoint
+from agents.zoo.hyperparams import overrides, read_preset
+from agents.zoo.registry import import_environments, is_ours, register_algorithms
+from agents.zoo.results import ResultRecorder, result_path
+from wmgym.real import DM_CONTROL, make_env
+
+EVALUATION_SEED = 10_000
+"""Added to a run's seed for its evaluation episodes."""
+
+_DECISIONS = 50_000  # where neither the command line nor the YAML says how many
+_ENV_KEYS = ("observation", "action_repeat")
+
+
+class ZooExperiment(ExperimentManager):
+    """One run: hyperparameters, environments, agent, callbacks, and the folder where all of it is written.
+
+    The folder is `<log folder>/<preset>/<algo>/<env>_<seed + 1>`, which is RL Zoo's layout with the preset as the
+    experiment's folder and the seed as its number.
+
+    Args:
+        args: the command line (`agents.zoo.train.parse_arguments`).
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        register_algorithms()
+        import_environments(args.env, args.gym_packages)
+        self.settings = read_preset(args.algo, args.env, args.preset, args.conf_file) | overrides(args.set)
+        self.env_options = {key: self.settings.pop(key) for key in _ENV_KEYS if key in self.settings}
+        self.env_options |= self.settings.pop("env_kwargs", {}) | overrides(args.env_kwargs)
+        self.action_repeat = self._action_repeat(args.env)
+        super().__init__(
+            args,
+            args.algo,
+            args.env,
+            f"{args.log_folder}/{args.preset}",
+            args.tensorboard_log,
+            self._decisions(args),
+            eval_freq=-1,
+            n_eval_episodes=args.eval_episodes,
+            trained_agent=args.trained_agent,
+            seed=args.seed,
+            log_interval=args.log_interval,
+            verbose=args.verbose,
+            vec_env_type=args.vec_env,
+            n_eval_envs=args.eval_episodes,
+            device=args.device,
+            show_progress=args.progress,
+        )
+        self.save_path = str(Path(self.log_path) / f"{self.env_name}_{args.seed + 1}")
+        self.params_path = str(Path(self.save_path) / self.env_name)
+        self.recorder: ResultRecorder | None = None
+
+    def _action_repeat(self, env_id: str) -> int:
+        if is_dream(env_id):
+            return 1
+        return self.env_options.get("action_repeat") or (2 if env_id.startswith(DM_CONTROL) else 1)
+
+    def _decisions(self, args: argparse.Namespace) -> int:
+        """How long to learn: simulator steps if they are given, else decisions."""
+        if args.env_steps is not None:
+            return int(args.env_steps) // self.action_repeat
+        return args.n_timesteps if args.n_timesteps > 0 else int(self.settings.get("n_timesteps", _DECISIONS))
+
+    # -- what RL Zoo asks for ---------------------------------------------------------------------------------
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The preset's, and the same to be kept beside the agent."""
+        saved = self.settings | {"env_kwargs": self.env_options, "n_timesteps": self.n_timesteps}
+        return self.settings | {"n_timesteps": self.n_timesteps}, dict(sorted(saved.items()))
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """Environments as `wmgym.make_env` makes them, in the preset's wrappers; dreams as they are."""
+        assert self.seed is not None
+        env_id = self.env_name.gym_id
+        make: Callable[..., gym.Env] = partial(gym.make if is_dream(env_id) else make_env, env_id)
+        env: VecEnv = make_vec_env(
+            make,
+            n_envs,
+            self.seed + EVALUATION_SEED if eval_env else self.seed,
+            monitor_dir=None if eval_env or no_log else self.save_path,
+            wrapper_class=self.env_wrapper,
+            env_kwargs=self.env_options,
+            vec_env_cls=self.vec_env_class,  # type: ignore[arg-type]
+            monitor_kwargs=self.monitor_kwargs,
+        )
+        if self.vec_env_wrapper is not None:
+            env = self.vec_env_wrapper(env)
+        env = self._maybe_normalize(env, eval_env)
+        return VecFrameStack(env, self.frame_stack) if self.frame_stack else env
+
+    def create_callbacks(self) -> None:
+        """The progress bar, if it is wanted; the recorder comes when the agent is there."""
+        if self.show_progress:
+            self.callbacks.append(ProgressBarCallback())
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """The agent, new or resumed; None for a search of hyperparameters."""
+        if self.optimize_hyperparameters or not is_ours(self.algo):
+            return super().setup_experiment()
+        unprocessed, saved = self.read_hyperparameters()
+        hyperparams, self.env_wrapper, self.callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(unprocessed)
+        self.create_log_folder()
+        self.create_callbacks()
+        self._save_config(saved)
+        return self._resumed() or self._new(hyperparams), saved
+
+    def _new(self, hyperparams: dict[str, Any]) -> WorldModelAgent:
+        """Our agents make their environments themselves, from the id: so they can be resumed where they stopped."""
+        options = dict(hyperparams, seed=self.seed, verbose=self.verbose, device=self.device)
+        options |= {"tensorboard_log": self.tensorboard_log, "interrupt_folder": self.save_path}
+        if is_dream(self.env_name.gym_id) or self.env_wrapper or self.vec_env_wrapper or self.normalize:
+            return ALGORITHMS[self.algo](self.create_envs(self.n_envs), **options)
+        options |= {key: self.env_options[key] for key in _ENV_KEYS if key in self.env_options}
+        others = {key: value for key, value in self.env_options.items() if key not in _ENV_KEYS}
+        return ALGORITHMS[self.algo](self.env_name.gym_id, n_envs=self.n_envs, env_kwargs=others or None, **options)
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        """As RL Zoo does, in plain YAML that any reader opens safely."""
+        folder = Path(self.params_path)
+        for name, content in (("config", saved_hyperparams), ("args", vars(self.args))):
+            (folder / f"{name}.yml").write_text(yaml.safe_dump(_plain(content)))
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """Learn to the end and record the result; a run that was interrupted goes on.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C; our agents have saved themselves before.
+        """
+        recorder = self.recorder = self._recorder(model)
+        if self.args.log:
+            model.set_logger(configure(self.args.log, ["csv", "tensorboard"]))
+        done = 0 if self.trained_agent else model.num_timesteps
+        if done:
+            recorder.continue_from(done)
+        callbacks: list[BaseCallback] = [*self.callbacks, recorder]
+        if is_ours(self.algo):
+            callbacks.append(CheckpointEvery(self.resume_folder, self.args.save_freq))
+        options = {} if self.log_interval == -1 else {"log_interval": max(self.log_interval, 0) or None}
+        model.learn(
+            self.n_timesteps - done,
+            callback=callbacks,
+            reset_num_timesteps=not done,
+            **options,  # type: ignore[arg-type]
+        )
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """Write the trained agent; what was kept for resuming is removed."""
+        super().save_trained_model(model)
+        shutil.rmtree(self.resume_folder, ignore_errors=True)
+
+    @property
+    def resume_folder(self) -> Path:
+        """Where the checkpoints are from which an interrupted run goes on."""
+        return Path(self.save_path) / "resume"
+
+    def result_path(self) -> Path:
+        """Where this run's result file belongs."""
+        return result_path(self.args.results, self.algo, self.env_name.gym_id, self.args.preset, self.args.seed)
+
+    def _resumed(self) -> BaseAlgorithm | None:
+        """The agent to go on with: the one named, or this run's own if it was interrupted."""
+        if self.trained_agent:
+            return ALGOS[self.algo].load(self.trained_agent, device=self.device)
+        if self.args.anew:
+            shutil.rmtree(self.resume_folder, ignore_errors=True)
+        if not self.resume_folder.is_dir():
+            return None
+        path = last_checkpoint(self.resume_folder)
+        if not self.result_path().is_file():
+            raise ValueError(f"{path} is of an interrupted run whose {self.result_path()} is gone: use --anew.")
+        print(f"Resuming from {path}. (--anew begins again.)")
+        return ALGOS[self.algo].load(path, device=self.device, interrupt_folder=self.save_path)
+
+    def _recorder(self, model: BaseAlgorithm) -> ResultRecorder:
+        args = self.args
+        facts = {
+            "algo": self.algo,
+            "preset": args.preset,
+            "overrides": overrides(args.set),
+            "env_id": self.env_name.gym_id,
+            "observation": self.env_options.get("observation", "state"),
+            "action_repeat": self.action_repeat,
+            "seed": args.seed,
+            "parameters": sum(p.numel() for p in model.policy.parameters() if p.requires_grad),
+        }
+        return ResultRecorder(
+            self.result_path(),
+            partial(self.create_envs, args.eval_episodes, eval_env=True),
+            facts,
+            int(args.eval_every) // self.action_repeat,
+            self.action_repeat,
+            self.save_path,
+            args.eval_episodes,
+        )
+
+    # -- tuning -----------------------------------------------------------------------------------------------
+
+    def study(self, trials: int, storage: str | Path) -> optuna.Study:
+        """Search hyperparameters with RL Zoo's objective, sampler and pruner.
+
+        Args:
+            trials: how many to add; what `storage` holds already is built upon.
+            storage: a journal of the trials (JSON lines).
+        """
+        self.optimize_hyperparameters = True
+        self.setup_experiment()
+        journal = JournalStorage(JournalFileBackend(str(storage)))
+        study = optuna.create_study(
+            storage=journal,
+            sampler=self._create_sampler(self.sampler),
+            pruner=self._create_pruner(self.pruner),
+            study_name=f"{self.algo} {self.args.preset} {self.env_name}",
+            load_if_exists=True,
+            direction="maximize",
+        )
+        study.optimize(self.objective, n_trials=trials, gc_after_trial=True)
+        return study
+
+
+def is_dream(env_id: str) -> bool:
+    """Whether an environment is a learned world."""
+    return env_id.removeprefix("wmgym/") == "Dream-v0"
+
+
+def _plain(value: Any) -> Any:
+    """Data that YAML can hold without naming Python classes."""
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

@@ -1,0 +1,146 @@
+"""`benchmark` runs what is not done, resumes what was stopped; `tune`, and the commands by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents.zoo import benchmark, tune
+from agents.zoo.__main__ import COMMANDS
+from agents.zoo.__main__ import main as zoo
+from agents.zoo.benchmark import Benchmark, is_done
+from agents.zoo.suites import Suite, read_suites
+
+TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
+TINY += ["learning_starts=40", "train_ratio=4"]
+
+SUITE = {
+    "tiny": {
+        "about": "one small task",
+        "agents": ["dreamer"],
+        "envs": ["CartPole-v1"],
+        "seeds": [0, 1],
+        "env_steps": 80,
+        "observation": "state",
+    }
+}
+
+
+def write_result(path: Path, **changes: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"complete": True, "env_steps": [0, 80], **changes}))
+    return path
+
+
+def test_what_is_done_and_what_is_not(tmp_path: Path) -> None:
+    stopped = "Traceback (most recent call last):\n  ...\nKeyboardInterrupt\n"
+    failed = "Traceback (most recent call last):\n  ...\nValueError: no\n"
+    assert not is_done(tmp_path / "none.json", 80)
+    assert is_done(write_result(tmp_path / "a.json"), 80)
+    assert not is_done(write_result(tmp_path / "b.json", env_steps=[0, 40]), 80)  # it was asked for less
+    assert not is_done(write_result(tmp_path / "c.json", complete=False), 80)
+    assert not is_done(write_result(tmp_path / "d.json", complete=False, error=stopped), 80)
+    assert is_done(write_result(tmp_path / "e.json", complete=False, error=failed), 80)
+    assert not is_done(tmp_path / "e.json", 80, retry=True)
+
+
+def test_a_suite_leaves_out_what_is_done(tmp_path: Path) -> None:
+    suite = Suite("x", "", ("dreamer", "dreamer/pixels"), ("A-v0",), (0, 1), 80)
+    write_result(tmp_path / "results/dreamer/A-v0/pixels-seed1.json")
+    to_do = Benchmark(suite, str(tmp_path / "results"), str(tmp_path)).to_do()
+    assert [(run.preset, run.seed) for run in to_do] == [("default", 0), ("pixels", 0), ("default", 1)]
+
+
+@pytest.mark.timeout(600)
+def test_a_suite_that_was_interrupted_goes_on_and_is_then_skipped(tmp_path: Path) -> None:
+    """The whole of it in processes: Ctrl-C once a run has begun to learn, the same command again, and once more."""
+    (tmp_path / "suites.yml").write_text(yaml.safe_dump(SUITE))
+    options = ["tiny", "--suites", str(tmp_path / "suites.yml"), "--processes", "2", "--results", str(tmp_path / "r")]
+    options += ["-f", str(tmp_path / "runs"), "--eval-every", "40", "--eval-episodes", "2", "--set", *TINY]
+    command = [sys.executable, "-m", "agents.zoo", "benchmark", *options]
+    first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not list(tmp_path.glob("r/*/*/*.json")) and first.poll() is None:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    assert first.wait() == 130
+    assert benchmark.main(options) == 0
+    results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("r/*/*/*.json")}
+    assert sorted(results) == ["default-seed0", "default-seed1"]
+    assert all(result["complete"] and result["env_steps"] == [0, 40, 80] for result in results.values())
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("r/*/*/*.json")}
+    assert benchmark.main(options) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("r/*/*/*.json")}
+
+
+def test_a_run_that_fails_is_told_and_does_not_stop_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Benchmark,
+        "command",
+        lambda self, run: [sys.executable, "-c", f"raise SystemExit({run.seed})"],
+    )
+    suite = Suite("x", "", ("dreamer",), ("A-v0",), (0, 1, 0), 80)
+    failed = Benchmark(suite, str(tmp_path / "results"), str(tmp_path)).run(processes=2)
+    assert [run.seed for run in failed] == [1]
+    assert "dreamer-default-A-v0-1.log" in capfd.readouterr().out
+
+
+def test_list_says_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo(["benchmark", "sac", "--list", "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "sac: 27 of 27 runs to do."
+    assert "--algo sac --preset default --env dm_control/cartpole-swingup-v0 --seed 0 --env-steps 100000" in lines[1]
+
+
+def test_a_suite_that_is_none_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["eight"])
+    assert "planet-6" in capsys.readouterr().err
+    (tmp_path / "suites.yml").write_text("x: {about: nothing else}")
+    with pytest.raises(ValueError, match="'x'"):
+        read_suites(tmp_path / "suites.yml")
+
+
+def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert zoo(["--help"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert listed == list(COMMANDS)
+    assert {"train", "enjoy", "record", "benchmark", "plot", "tune"} <= set(listed)
+    assert zoo(["fly"]) == 2
+    assert "train" in capsys.readouterr().err
+
+
+def test_tune_prints_the_best_of_its_trials_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--env",
+        "CartPole-v1",
+        "--env-steps",
+        "60",
+        "--eval-episodes",
+        "2",
+        "--verbose",
+        "0",
+        "-f",
+        str(tmp_path),
+    ]
+    options += ["--set", *TINY]
+    assert tune.main([*options, "--n-trials", "2"]) == 0
+    assert "2 trials; the best is number" in capsys.readouterr().out
+    assert tune.main([*options, "--n-trials", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "3 trials; the best is number" in text
+    assert "learning_rate:" in text
+    (best,) = tmp_path.glob("tune/*.yml")
+    entry = yaml.safe_load(best.read_text())["default"]
+    assert entry["units"] == 16
+    assert 1e-4 <= entry["learning_rate"] <= 3e-3

@@ -1,0 +1,168 @@
+"""`train`: result files, RL Zoo's files beside them, going on after Ctrl-C, Stable-Baselines3's algorithms."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from stable_baselines3 import SAC
+
+from agents import Dreamer
+from agents.zoo import manager, train
+from agents.zoo.hyperparams import load_preset, overrides, read_preset
+from agents.zoo.registry import import_environments, register_algorithms
+
+TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
+TINY += ["learning_starts=40", "train_ratio=4"]
+
+
+def arguments(folder: Path, *more: str, env: str = "CartPole-v1") -> list[str]:
+    steps = ["--env", env, "--env-steps", "120", "--eval-every", "40", "--eval-episodes", "2", "--verbose", "0"]
+    return [*steps, "--results", str(folder / "results"), "-f", str(folder / "runs"), *more]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    (path,) = (folder / "results").glob("*/*/*.json")
+    return json.loads(path.read_text())
+
+
+def interrupt_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    evaluating = manager.ResultRecorder._on_step
+
+    def interrupting(self: Any) -> bool:
+        if self.num_timesteps == step:
+            signal.raise_signal(number)
+        return evaluating(self)
+
+    patch.setattr(manager.ResultRecorder, "_on_step", interrupting)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert train.main(arguments(folder, "--set", *TINY)) == 0
+    return folder
+
+
+def test_a_run_writes_its_result_file_and_what_rl_zoo_reads(unbroken: Path) -> None:
+    run = result(unbroken)
+    assert run["env_steps"] == [0, 40, 80, 120]
+    assert run["complete"]
+    assert (run["algo"], run["preset"], run["seed"], run["eval_episodes"]) == ("dreamer", "default", 0, 2)
+    assert run["updates"] > 0
+    folder = unbroken / "runs" / "default" / "dreamer" / "CartPole-v1_1"
+    evaluations = np.load(folder / "evaluations.npz")
+    assert evaluations["timesteps"].tolist() == run["env_steps"]
+    assert evaluations["results"].mean(1) == pytest.approx(run["return_mean"], abs=0.01)
+    assert Dreamer.load(folder / "CartPole-v1.zip").num_timesteps == 120
+    assert (folder / "best_model.zip").is_file()
+    assert yaml.safe_load((folder / "CartPole-v1" / "config.yml").read_text())["n_timesteps"] == 120
+    assert not (folder / "resume").exists()
+
+
+@pytest.mark.parametrize(("step", "number"), [(50, signal.SIGINT), (80, signal.SIGTERM)])
+def test_a_run_that_was_interrupted_goes_on_to_the_same_curve(
+    unbroken: Path, tmp_path: Path, step: int, number: int
+) -> None:
+    same = arguments(tmp_path, "--set", *TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(step, patch, number)
+        if number == signal.SIGINT:
+            assert train.main(same) == 130
+        else:
+            with pytest.raises(SystemExit):
+                train.main(same)
+    stopped = result(tmp_path)
+    assert not stopped["complete"]
+    assert "error" in stopped
+    assert stopped["env_steps"][-1] <= step
+    assert train.main(same) == 0
+    resumed, whole = result(tmp_path), result(unbroken)
+    for name in ("env_steps", "return_mean", "return_std", "updates", "complete", "parameters"):
+        assert resumed[name] == whole[name], name
+    assert "error" not in resumed
+    assert [part["env_steps"] for part in resumed["resumed"]] == [step]
+
+
+def test_anew_begins_again(unbroken: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(50, patch)
+        assert train.main(arguments(tmp_path, "--set", *TINY)) == 130
+    assert train.main(arguments(tmp_path, "--anew", "--set", *TINY)) == 0
+    assert "resumed" not in result(tmp_path)
+    assert result(tmp_path)["return_mean"] == result(unbroken)["return_mean"]
+
+
+def test_a_run_that_fails_says_what_stopped_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, batch: Any) -> Any:
+        raise RuntimeError("the update is broken")
+
+    monkeypatch.setattr(Dreamer, "_update", broken)
+    with pytest.raises(RuntimeError, match="the update is broken"):
+        train.main(arguments(tmp_path, "--set", *TINY))
+    run = result(tmp_path)
+    assert "the update is broken" in run["error"]
+    assert not run["complete"]
+
+
+def test_sac_learns_a_dm_control_task_with_numbers_among_its_observations(tmp_path: Path) -> None:
+    options = ["--algo", "sac", "--set", "learning_starts=20", "batch_size=8", "--eval-every", "120"]
+    assert train.main(arguments(tmp_path, *options, env="dm_control/walker-walk-v0")) == 0
+    run = result(tmp_path)
+    assert (run["algo"], run["action_repeat"], run["env_steps"]) == ("sac", 2, [0, 120])
+    agent = SAC.load(tmp_path / "runs/default/sac/dm_control-walker-walk-v0_1/dm_control-walker-walk-v0.zip")
+    assert agent.observation_space.shape == (24,)
+    assert agent.num_timesteps == 60
+
+
+# -- hyperparameters ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("algo", sorted(path.stem for path in Path("zoo_configs").glob("*.yml")))
+def test_every_yaml_is_one_that_rl_zoo_can_read(algo: str) -> None:
+    if algo not in register_algorithms():
+        assert algo == "suites"
+        return
+    presets = yaml.safe_load(Path("zoo_configs", f"{algo}.yml").read_text())
+    assert "default" in presets
+    for preset in presets:
+        settings = read_preset(algo, "dm_control/walker-walk-v0", preset)
+        assert settings.get("n_timesteps", 1) > 0
+        assert isinstance(settings.get("policy", ""), str)
+
+
+def test_what_a_task_changes_it_changes_in_every_preset(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yml"
+    file.write_text(
+        "default: &default {horizon: 15, observation: state}\n"
+        "pixels: {horizon: 15, observation: pixels}\n"
+        "Far-v0: {<<: *default, horizon: 50}\n"
+    )
+    assert read_preset("agent", "Far-v0", "default", file) == {"horizon": 50, "observation": "state"}
+    assert read_preset("agent", "Far-v0", "pixels", file) == {"horizon": 50, "observation": "pixels"}
+    assert read_preset("agent", "Near-v0", "pixels", file)["horizon"] == 15
+
+
+def test_strings_that_would_be_run_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "agent.yml"
+    file.write_text('default: {policy_kwargs: "dict(net_arch=[64])"}')
+    with pytest.raises(ValueError, match="policy_kwargs"):
+        read_preset("agent", "CartPole-v1", "default", file)
+    assert overrides(["x=__import__('os').getcwd()"]) == {"x": "__import__('os').getcwd()"}
+
+
+def test_unknown_names_say_what_there_is() -> None:
+    with pytest.raises(KeyError, match="pixels"):
+        load_preset("dreamer", "CartPole-v1", "nothing")
+    with pytest.raises(KeyError, match=r"zoo_configs/nothing\.yml"):
+        load_preset("nothing", "CartPole-v1")
+    with pytest.raises(ValueError, match="dm_control/walker-walk-v0"):
+        import_environments("dm_control/walker-wlk-v0")
+    with pytest.raises(ValueError, match="name=value"):
+        overrides(["horizon"])
