@@ -35,8 +35,8 @@ from wmgym.wrappers import ActionRepeat, FlatState, PixelObservation, ResizedPic
 ObservationKind = Literal["state", "pixels", "both"]
 
 DM_CONTROL = "dm_control/"
-# Gymnasium 1.x finds no plugins by itself.
-_PLUGINS = {DM_CONTROL: "shimmy", "ALE/": "ale_py", DOOM: "vizdoom.gymnasium_wrapper"}
+PLUGINS = {DM_CONTROL: "shimmy", "ALE/": "ale_py", DOOM: "vizdoom.gymnasium_wrapper"}
+"""The modules that register environments, by how their ids begin: Gymnasium 1.x finds no plugins by itself."""
 _MUJOCO_MAJOR = "3"
 
 
@@ -150,7 +150,7 @@ _SMALLEST, _LARGEST = 8, 640
 
 
 def _make(id: str, render_mode: str | None, kwargs: dict[str, Any]) -> gym.Env:
-    for prefix, module in _PLUGINS.items():
+    for prefix, module in PLUGINS.items():
         if id.startswith(prefix):
             _import_plugin(id, module)
     if id.startswith(DM_CONTROL):

@@ -25,10 +25,8 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import ALGORITHMS
+from wmgym.real import PLUGINS
 from wmgym.rendering import choose_backend
-
-_PLUGINS = {"dm_control/": "shimmy", "ALE/": "ale_py", "Dream-v0": "wmgym", "wmgym/": "wmgym"}
-
 
 def register_algorithms() -> dict[str, type[BaseAlgorithm]]:
     """Put our agents and what `tune` may choose for them into RL Zoo's tables; returns its table of algorithms.
@@ -73,7 +71,7 @@ def import_environments(env_id: str, packages: Iterable[str] = ()) -> None:
         ValueError: if the id is unknown afterwards; the message names the closest.
     """
     choose_backend()
-    known = [module for prefix, module in _PLUGINS.items() if env_id.startswith(prefix)]
+    known = [module for prefix, module in PLUGINS.items() if env_id.startswith(prefix)]
     for module in [*known, *packages]:
         importlib.import_module(module)
     if env_id not in gym.registry:
