@@ -28,6 +28,7 @@ from agents import ALGORITHMS
 from wmgym.real import PLUGINS
 from wmgym.rendering import choose_backend
 
+
 def register_algorithms() -> dict[str, type[BaseAlgorithm]]:
     """Put our agents and what `tune` may choose for them into RL Zoo's tables; returns its table of algorithms.
 
