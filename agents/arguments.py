@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.checkpoint import CheckpointError
+from wmgym.dream import DreamVectorEnv
 from wmgym.spaces import SpaceError, action_size, as_dict_space, is_image
 from wmgym.worlds.store import WORLDS, config_from_dict
 
@@ -38,12 +39,12 @@ def check_env_and_policy(agent: str, env: Any, policy: Any) -> None:
     example = f"{agent}('dm_control/walker-walk-v0')"
     if (isinstance(env, str) and env in POLICY_NAMES) or isinstance(env, type):
         raise ValueError(f"The first argument is the environment, not the policy: {example}. Got {env!r}.")
-    if isinstance(env, gym.vector.VectorEnv):
+    if isinstance(env, gym.vector.VectorEnv) and not isinstance(env, DreamVectorEnv):
         raise TypeError(
             f"env is a {type(env).__name__}, a vector environment of Gymnasium. Give a VecEnv of stable-baselines3 "
             "(wmgym.real.make_vec; for dreams wmgym.DreamVecEnv), or an id and n_envs."
         )
-    if env is not None and not isinstance(env, str | gym.Env | VecEnv):
+    if env is not None and not isinstance(env, str | gym.Env | VecEnv | DreamVectorEnv):
         raise TypeError(f"env must be an id, a gymnasium.Env or a VecEnv, not {type(env).__name__}: {example}.")
     if isinstance(policy, str) and policy not in POLICY_NAMES:
         raise ValueError(f"policy={policy!r} is unknown: leave it out, or say {POLICY_NAMES[0]!r}.")
@@ -71,7 +72,7 @@ def check_numbers(agent: Any) -> None:
         ValueError: naming the argument, its value, and what it may be.
     """
     least = {"buffer_size": 1, "learning_starts": 0, "batch_size": 1, "batch_length": 2, "pretrain": 0}
-    least |= {"gradient_steps": 1, "n_envs": 1, "stats_window_size": 1}
+    least |= {"gradient_steps": 1, "n_envs": 1, "stats_window_size": 1, "max_skipped_updates": 1}
     if agent.train_freq is not None:
         least["train_freq"] = 1
     for name, minimum in least.items():

@@ -17,13 +17,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import Tensor, nn
 
 from agents.arguments import POLICY_NAMES, check_env_and_policy, check_numbers, check_room, check_spaces
 from agents.collecting import Collecting
+from agents.health import watch
 from agents.interrupt import CONNECTION_LOST, InterruptGuard
 from agents.policy import Carry, WorldModelPolicy
+from wmgym.dream import DreamVecEnv, DreamVectorEnv
 from wmgym.random import TorchNoise
 from wmgym.real import make_vec
 from wmgym.worlds.base import SequenceBatch, World
@@ -42,7 +44,7 @@ class WorldModelAgent(Collecting):
     are followed by `gradient_steps` updates; give these two instead and they take precedence.
 
     Args:
-        env: an id for `wmgym.make_env`, a Gymnasium environment, or a `VecEnv`. None only when loading.
+        env: an id for `wmgym.make_env`, a Gymnasium environment, a `VecEnv` or a `DreamVectorEnv`. None to load.
         policy: kept for Stable-Baselines3's tools; there is one, "WorldModelPolicy".
         learning_rate: of the world; a number, or a schedule of the remaining progress (1 to 0). Other learning
             rates follow the same schedule, in proportion.
@@ -66,7 +68,8 @@ class WorldModelAgent(Collecting):
         verbose: 0 silent, 1 the log's table, 2 more.
         seed: of everything random; None draws one.
         device: "auto", "cpu", "cuda" or a torch device.
-        interrupt_folder: where a run that is interrupted by Ctrl-C saves itself.
+        max_skipped_updates: updates that NaN or infinity spoils are left out; after so many in a row training stops.
+        interrupt_folder: where a run that is interrupted by Ctrl-C or SIGTERM, or diverges, saves itself.
     """
 
     policy_aliases = dict.fromkeys(POLICY_NAMES, WorldModelPolicy)
@@ -97,6 +100,7 @@ class WorldModelAgent(Collecting):
         verbose: int = 0,
         seed: int | None = None,
         device: torch.device | str = "auto",
+        max_skipped_updates: int = 10,
         interrupt_folder: str | Path = "runs",
         _init_setup_model: bool = True,
     ) -> None:
@@ -113,7 +117,7 @@ class WorldModelAgent(Collecting):
         elif _init_setup_model:
             raise ValueError(f"{type(self).__name__} needs an environment: an id, a gymnasium.Env or a VecEnv.")
         if env is not None:
-            env = env.venv if isinstance(env, VecTransposeImage) else env
+            env = self._wrap_env(env) if isinstance(env, VecTransposeImage | DreamVectorEnv) else env
             check_spaces(env.observation_space, env.action_space)
         super().__init__(
             policy,
@@ -131,7 +135,7 @@ class WorldModelAgent(Collecting):
         self.batch_size, self.batch_length = batch_size, batch_length
         self.train_ratio, self.train_freq, self.gradient_steps = train_ratio, train_freq, gradient_steps
         self.pretrain, self.online_queue = pretrain, online_queue
-        self.interrupt_folder = Path(interrupt_folder)
+        self.max_skipped_updates, self.interrupt_folder = max_skipped_updates, Path(interrupt_folder)
         self.stats_window_size = stats_window_size
         self.replay_buffer = None
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
@@ -195,6 +199,8 @@ class WorldModelAgent(Collecting):
         self.policy.to(self.device)
         self.policy.noise = TorchNoise(torch.Generator(self.device).manual_seed(self.seed + 1), self.device)
         self.optimizers = self._build_optimizers()
+        for name, optimizer in self.optimizers.items():
+            watch(name, optimizer)
         self._base_rates = {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}
 
     @property
@@ -220,6 +226,8 @@ class WorldModelAgent(Collecting):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         """A `VecEnv` of it. Unlike Stable-Baselines3, pictures stay HWC: worlds read them so."""
+        if isinstance(env, DreamVectorEnv):
+            return VecMonitor(DreamVecEnv.like(env))
         if isinstance(env, VecTransposeImage):
             return env.venv
         if isinstance(env, VecEnv):
@@ -252,6 +260,7 @@ class WorldModelAgent(Collecting):
 
         Raises:
             KeyboardInterrupt: on Ctrl-C, after saving to `interrupt_folder` and saying where.
+            SystemExit: likewise on SIGTERM.
         """
         total_timesteps, callback = self._setup_learn(
             int(total_timesteps), callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
@@ -265,11 +274,9 @@ class WorldModelAgent(Collecting):
                     raise
             callback.on_training_end()
             if interrupt.requested:
-                log.warning(
-                    "Interrupted after %d decisions; saved to %s.", self.num_timesteps, self._save_interrupted()
-                )
+                self._save_interrupted()
         if interrupt.requested:
-            raise KeyboardInterrupt
+            interrupt.leave()
         return self
 
     def _loop(
@@ -321,14 +328,18 @@ class WorldModelAgent(Collecting):
         return self.n_envs * self.updates_per_decision
 
     def update(self) -> None:
-        """One update of world and behaviour from a fresh batch of replay."""
+        """One update of world and behaviour from a fresh batch of replay.
+
+        Raises:
+            DivergedError: if NaN or infinity has spoilt `max_skipped_updates` in a row; the agent was saved.
+        """
         assert self.replay_buffer is not None
         self._set_learning_rates()
         batch = self.replay_buffer.sample(self.batch_size, self.batch_length, self.online_queue, self.device)
         self.policy.set_training_mode(True)
-        for name, value in self._update(batch).items():
-            self._metrics[name].append(value.detach())
-        self._n_updates += 1
+        with self._skipping_spoilt():
+            for name, value in self._update(batch).items():
+                self._metrics[name].append(value.detach())
 
     def _set_learning_rates(self) -> None:
         first = self.lr_schedule(1.0)
@@ -358,6 +369,9 @@ class WorldModelAgent(Collecting):
         if self._n_updates:
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
+        for name, count in (("train/skipped_updates", self._skipped_updates), ("rollout/env_faults", self._env_faults)):
+            if count:
+                self.logger.record(name, count)
         for name, values in self._metrics.items():
             self.logger.record(f"train/{name}", torch.stack(values).mean().item())
         self._metrics.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,15 +13,20 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor, nn
 
+from agents.health import Healthy
 from agents.policy import Carry
-from agents.storage import Storable
-from wmgym.spaces import action_size
+from wmgym.guarded import FAULT, RESET_FAULTS
+from wmgym.spaces import action_size, as_dict
+
+log = logging.getLogger("wmgym")
 
 
-class Collecting(Storable):
+class Collecting(Healthy):
     """The collecting half of `WorldModelAgent`'s loop."""
 
     learning_starts: int
+    _env_faults = 0
+    """How often an environment failed, was cut short and begun again."""
     _learning_pending = False
     """Whether the last step's updates are still to come: so it is for what a callback saves."""
 
@@ -51,6 +57,7 @@ class Collecting(Storable):
         action = self._decide()
         env_action = self.policy.to_environment(action)
         new_obs, rewards, dones, infos = self.env.step(env_action)
+        self._tell_faults(infos)
         self._remember(action.cpu().numpy(), new_obs, rewards, dones, infos)
         self.num_timesteps += self.n_envs
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
@@ -87,18 +94,30 @@ class Collecting(Storable):
             return nn.functional.one_hot(draw.argmax(-1), size).float()
         return 2 * draw - 1
 
+    def _tell_faults(self, infos: list[dict[str, Any]]) -> None:
+        """Log and count what went wrong in the environments (`wmgym.guarded`, `wmgym.supervised`)."""
+        for index, info in enumerate(infos):
+            at_reset = info.get(RESET_FAULTS, ())
+            if FAULT in info:
+                decision = self.num_timesteps + index + 1
+                log.warning("Environment %d, decision %d: %s. Its episode was cut.", index, decision, info[FAULT])
+            for fault in at_reset:
+                log.warning("Environment %d: %s. It was reset again, with another seed.", index, fault)
+            self._env_faults += (FAULT in info) + len(at_reset)
+
     def _remember(
         self, action: np.ndarray, new_obs: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
     ) -> None:
-        """Store what the step led to; where an episode ended, its last observation, then the next one's first."""
+        """Store what the step led to; where an episode ended, its last observation, then the next one's first.
+
+        A step in which the environment failed led nowhere: its episode ends with the step before, as a truncation.
+        """
         reached = _replace_rows(new_obs, {int(i): infos[i]["terminal_observation"] for i in np.flatnonzero(dones)})
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])
-        self._record(reached, action, rewards, np.zeros(self.n_envs, bool), dones & ~truncated)
-        if dones.any():
-            rows = np.flatnonzero(dones)
-            first = {key: value[rows] for key, value in new_obs.items()} if isinstance(new_obs, dict) else new_obs[rows]
-            blank = np.zeros(len(rows), np.float32)
-            self._record(first, 0 * action[rows], blank, np.ones(len(rows), bool), np.zeros(len(rows), bool), rows)
+        good = np.array([FAULT not in info for info in infos])
+        self._record(reached, action, rewards, np.zeros(self.n_envs, bool), dones & ~truncated, good)
+        blank = np.zeros(self.n_envs, np.float32)
+        self._record(new_obs, 0 * action, blank, np.ones(self.n_envs, bool), np.zeros(self.n_envs, bool), dones)
 
     def _record(
         self,
@@ -107,12 +126,19 @@ class Collecting(Storable):
         reward: np.ndarray,
         is_first: np.ndarray,
         is_terminal: np.ndarray,
-        rows: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
     ) -> None:
+        """Store one step of the environments that `mask` `(n_envs,)` names; None: of all."""
         assert self.replay_buffer is not None
-        envs = None if rows is None or len(rows) == self.n_envs else rows
+        rows = None
+        if mask is not None and not mask.all():
+            if not mask.any():
+                return
+            rows = np.flatnonzero(mask)
+            observation = {key: value[rows] for key, value in as_dict(observation).items()}
+            action, reward, is_first, is_terminal = (part[rows] for part in (action, reward, is_first, is_terminal))
         try:
-            self.replay_buffer.add(observation, action, reward, is_first, is_terminal, envs=envs)
+            self.replay_buffer.add(observation, action, reward, is_first, is_terminal, rows)
         except ValueError as error:
             raise ValueError(
                 f"After {self.num_timesteps} decisions the environment brought what cannot be learned from: {error} "

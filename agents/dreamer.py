@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
 from agents.base import WorldModelAgent
+from agents.health import require_finite
 from agents.imagination import (
     ReturnRange,
     Rollout,
@@ -162,7 +163,7 @@ class Dreamer(WorldModelAgent):
     # -- the algorithm ----------------------------------------------------------------------------------------
 
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        loss = self.world.loss(batch, self.noise)
+        loss = self._world_loss(batch)
         world_norm = self._descend("world", loss.total, self.world)
         with matmul_precision(self.dream_precision):
             states = flatten_state(detach_state(loss.states))
@@ -214,6 +215,7 @@ class Dreamer(WorldModelAgent):
 
     def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:
         """One optimiser step on `loss`; returns the gradient's norm before clipping."""
+        require_finite({f"{name} loss": loss})
         self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip, foreach=True)

@@ -166,7 +166,7 @@ class DreamerV2(Dreamer):
         }
 
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        loss = self.world.loss(batch, self.noise)
+        loss = self._world_loss(batch)
         world_norm = self._descend("world", loss.total, self.world)
         rows = self._start_rows(batch)
         starts = index_state(flatten_state(detach_state(loss.states)), rows)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from agents.actors import Actor, Critic
 from agents.dreamer import ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
+from agents.health import require_finite
 from agents.imagination import ReturnRange, Rollout, frozen, lambda_returns, matmul_precision
 from agents.policy import WorldModelPolicy
 from wmgym.nets.coders import CoderConfig
@@ -157,7 +158,7 @@ class DreamerV3(Dreamer):
     # -- the algorithm ----------------------------------------------------------------------------------------
 
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        world_loss = self.world.loss(batch, self.noise)
+        world_loss = self._world_loss(batch)
         last = self._last_steps(batch)
         states = map_state(lambda leaf: leaf[last], world_loss.states)  # (K, B, ...)
         with matmul_precision(self.dream_precision):
@@ -167,6 +168,7 @@ class DreamerV3(Dreamer):
         losses["repval"] = self.repval_scale * self._replay_value_loss(
             self.world.features(states), first_return, batch.reward[last], batch.is_first[last], batch.is_terminal[last]
         )
+        require_finite({f"{name} loss": loss for name, loss in losses.items()})
         self._descend_all(world_loss.total + torch.stack(list(losses.values())).sum())
         polyak_update(self.policy.critic.parameters(), self.policy.slow_critic.parameters(), self.slow_rate)
         parts = {f"{name}_loss": loss for name, loss in losses.items()}

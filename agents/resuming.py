@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from agents.interrupt import CONNECTION_LOST
 from agents.policy import WorldModelPolicy
 from wmgym.replay import SequenceReplay
 from wmgym.replay_storage import INDEX
@@ -83,7 +84,11 @@ class Resumable(BaseAlgorithm):
             return self._env_states
         if self.env is None or self.env_settings is None or self._last_obs is None:
             return []
-        return self.env.env_method("get_state")
+        try:
+            return self.env.env_method("get_state")
+        except CONNECTION_LOST:
+            log.warning("The environments are gone: a run that goes on from here begins new episodes.")
+            return []
 
     def _resume(self) -> None:
         """Before learning goes on after `load`: the replay and, where they can be restored, the environments."""

@@ -32,9 +32,11 @@ from agents.resuming import Resumable
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
 from wmgym.dream.starts import StartStates
+from wmgym.files import NONSENSE
 from wmgym.random import ModeNoise
 from wmgym.spaces import action_size
 from wmgym.worlds.base import SequenceBatch, State, World, concat_states, index_state
+from wmgym.worlds.building import require_fit
 from wmgym.worlds.store import STARTS, group, pack_world
 
 log = logging.getLogger("wmgym")
@@ -49,6 +51,9 @@ _COUNTERS = (
     "_pretrained",
     "_total_timesteps",
     "_learning_pending",
+    "_env_faults",
+    "_skipped_updates",
+    "_skipped_in_a_row",
 )
 
 
@@ -60,6 +65,8 @@ class Storable(Resumable):
     _carry: Carry | None
     optimizers: dict[str, torch.optim.Optimizer]
     _saved_starts: StartStates | None = None
+    _saved_whole: tuple[int, Path | None] = (-1, None)
+    """The last checkpoint from which the run can go on: after how many decisions, and where."""
 
     # -- writing ----------------------------------------------------------------------------------------------
 
@@ -88,13 +95,24 @@ class Storable(Resumable):
         manifest["run"] = run
         tensors |= run_tensors
         left_out = tuple(f"{name}/" for name in exclude or ())
-        return checkpoint.save(path, manifest, {k: v for k, v in tensors.items() if not k.startswith(left_out)})
+        checkpoint.save(path, manifest, {k: v for k, v in tensors.items() if not k.startswith(left_out)})
+        if not exclude and (self.buffer_folder or "replay_buffer" in (include or ())):
+            self._saved_whole = (self.num_timesteps, path)
+        return path
 
-    def _save_interrupted(self) -> Path:
+    def _save_interrupted(self) -> None:
+        """Save what is needed to go on, unless a callback has just done it, and say where it is."""
+        try:
+            if self._saved_whole[0] != self.num_timesteps:
+                self.save(self._emergency_path("interrupted"), include=["replay_buffer"])
+        except CheckpointError as error:
+            log.error("Interrupted after %d decisions, and not saved: %s", self.num_timesteps, error)
+        else:
+            log.warning("Interrupted after %d decisions; saved to %s.", self.num_timesteps, self._saved_whole[1])
+
+    def _emergency_path(self, reason: str) -> Path:
         name = self.env_settings["id"].replace("/", "-") if self.env_settings else "env"
-        self.interrupt_folder.mkdir(parents=True, exist_ok=True)
-        path = self.interrupt_folder / f"{type(self).__name__.lower()}-{name}-interrupted.zip"
-        return self.save(path, include=["replay_buffer"])
+        return self.interrupt_folder / f"{type(self).__name__.lower()}-{name}-{reason}.zip"
 
     @torch.no_grad()
     def start_states(self, count: int = 256, length: int = 32) -> StartStates | None:
@@ -204,16 +222,21 @@ class Storable(Resumable):
         """
         manifest, tensors = checkpoint.load(path)
         facts = manifest.get("agent")
-        if not isinstance(facts, dict):
+        if not isinstance(facts, dict) or "class" not in facts:
             raise CheckpointError(f"{path} holds a world but no agent: open it as a dream with gym.make('Dream-v0').")
         if facts["class"] != cls.__name__:
             raise CheckpointError(f"{path} holds a {facts['class']}, not a {cls.__name__}: use {facts['class']}.load.")
-        arguments = arguments_from_json(facts["arguments"], manifest["world"]["kind"], str(path))
         known = set(argument_names(cls))
-        arguments |= {name: value for name, value in (custom_objects or {}).items() if name in known}
-        constructor: Any = cls
-        agent: AgentT = constructor(None, device=device, _init_setup_model=False, **{**arguments, **kwargs})
-        agent._become(manifest, tensors, Path(path))
+        changes = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
+        try:
+            arguments = arguments_from_json(facts["arguments"], manifest["world"]["kind"], str(path))
+            constructor: Any = cls
+            agent: AgentT = constructor(None, device=device, _init_setup_model=False, **{**arguments, **changes})
+            agent._become(manifest, tensors, Path(path))
+        except NONSENSE as error:
+            if changes and not isinstance(error, LookupError):  # they may be what is wrong
+                raise
+            raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}.") from error
         if env is not None:
             agent._move_to(env, force_reset, str(path))
         return agent
@@ -263,12 +286,12 @@ class Storable(Resumable):
         self.n_envs = facts["n_envs"]
         settings = {key: value for key, value in manifest["env"].items() if key != "max_episode_steps"}
         self.env_settings = settings if settings and "lost" not in settings else None
-        self._setup_model()
         own = {f"world.{name}": value for name, value in group(tensors, "world").items()} | group(tensors, "agent")
-        try:
-            self.policy.load_state_dict(own)
-        except RuntimeError as error:
-            raise CheckpointError(f"{source} does not fit the agent it describes: {error}") from error
+        require_fit(
+            lambda: self._build_policy(self._build_world()), own, f"{source} does not fit the agent it describes"
+        )
+        self._setup_model()
+        self.policy.load_state_dict(own)
         self._restore_optimizers(group(tensors, "optim"))
         if starts := group(tensors, STARTS):
             self._saved_starts = StartStates.from_tensors(self.policy.world.initial(1), starts).to(self.device)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import re
+import reprlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -25,7 +26,7 @@ from gymnasium import spaces
 from safetensors import SafetensorError
 from torch import Tensor
 
-from wmgym.files import DAMAGE, CheckpointError, atomic_writer, find, with_zip_suffix
+from wmgym.files import DAMAGE, NONSENSE, CheckpointError, atomic_writer, find, with_zip_suffix
 
 __all__ = ["CheckpointError", "load", "read_manifest", "save", "space_from_json", "space_to_json"]
 
@@ -38,8 +39,8 @@ _DTYPES = {
 }
 _MANIFEST = "manifest.json"
 _GROUP = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_MAX_MANIFEST_BYTES = 256 << 20
-_MAX_BOX_SIZE = 1 << 26
+_MAX_MANIFEST_BYTES = 16 << 20  # JSON grows when it is parsed, twentyfold at worst
+_MAX_BOX_SIZE = 1 << 22
 
 
 def save(path: str | Path, manifest: Mapping[str, Any], tensors: Mapping[str, Tensor | np.ndarray]) -> Path:
@@ -228,7 +229,9 @@ def _parse_header(path: Path, text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of wmgym: its {_MANIFEST} does not say {FORMAT!r}.")
     version = header.get("version")
-    if type(version) is not int or version > FORMAT_VERSION:
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path} is damaged: its {_MANIFEST} has {version!r} where its version should be.")
+    if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has checkpoint format {version} (written by wmgym {header.get('wmgym')}), this wmgym reads up to "
             f"{FORMAT_VERSION}: update wmgym."
@@ -301,8 +304,8 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
     """
     try:
         return _space_from_json(data)
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
-        raise CheckpointError(f"This is not the description of a space: {str(data)[:200]} ({error}).") from error
+    except NONSENSE as error:
+        raise CheckpointError(f"This is not the description of a space: {reprlib.repr(data)} ({error}).") from error
 
 
 def _space_from_json(data: dict[str, Any]) -> spaces.Space:
@@ -314,7 +317,9 @@ def _space_from_json(data: dict[str, Any]) -> spaces.Space:
         other = {} if data["dtype"] == "int64" else {"dtype": np.dtype(data["dtype"]).type}
         return spaces.Discrete(data["n"], start=data["start"], **other)
     if kind == "Box":
-        shape, dtype = tuple(data["shape"]), np.dtype(data["dtype"])
+        shape, dtype = tuple(data["shape"]), np.dtype(str(data["dtype"]))
+        if dtype.kind not in "biuf" or not all(type(length) is int and length >= 0 for length in shape):
+            raise ValueError("its shape or dtype is none of a Box")
         if math.prod(shape) > _MAX_BOX_SIZE:
             raise ValueError("it is too large")
         low, high = (_bound_from_json(data[name], shape, dtype) for name in ("low", "high"))

@@ -17,9 +17,10 @@ from typing import Any, Literal, get_args
 import gymnasium as gym
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from wmgym.games import DOOM, as_in_paper, doom_options, is_doom
+from wmgym.guarded import Guarded
 from wmgym.rendering import (
     MujocoPictures,
     ScreenPictures,
@@ -30,6 +31,7 @@ from wmgym.rendering import (
 )
 from wmgym.replayable import Replayable
 from wmgym.spaces import SpaceError, action_size, is_image
+from wmgym.supervised import SupervisedVecEnv
 from wmgym.wrappers import ActionRepeat, FlatState, PixelObservation, ResizedPicture, UnitAction
 
 ObservationKind = Literal["state", "pixels", "both"]
@@ -99,16 +101,27 @@ def make_env(
     return env
 
 
-def make_vec(id: str, n_envs: int = 1, subprocess: bool = False, seed: int | None = None, **kwargs: Any) -> VecEnv:
+def make_vec(
+    id: str,
+    n_envs: int = 1,
+    subprocess: bool = False,
+    seed: int | None = None,
+    guarded: bool | None = None,
+    timeout: float = 120.0,
+    **kwargs: Any,
+) -> VecEnv:
     """`n_envs` environments for Stable-Baselines3, each with a Monitor and restorable (`Replayable`).
 
     Args:
         id: as in `make_env`.
         n_envs: how many.
-        subprocess: whether each has a process of its own. They come from a fork server (or are spawned), never from
-            a fork: OpenGL hangs in the child of a process that has rendered. A script needs
-            `if __name__ == "__main__":` around this.
+        subprocess: whether each has a process of its own, which is replaced when it dies or hangs
+            (`SupervisedVecEnv`). They come from a fork server (or are spawned), never from a fork: OpenGL hangs in the
+            child of a process that has rendered. A script needs `if __name__ == "__main__":` around this.
         seed: environment `i` begins with `seed + i`.
+        guarded: whether an environment that raises or brings NaN ends its episode instead of the run (`Guarded`);
+            None: those with a process of their own are.
+        timeout: seconds after which a process that gives no answer is replaced.
         kwargs: go to `make_env`.
 
     Example:
@@ -119,17 +132,21 @@ def make_vec(id: str, n_envs: int = 1, subprocess: bool = False, seed: int | Non
     """
     if n_envs < 1:
         raise ValueError(f"n_envs must be 1 or more, not {n_envs}.")
+    guarded = subprocess if guarded is None else guarded
     thunks: list[Callable[[], gym.Env]] = [
-        partial(_make_one, id, None if seed is None else seed + i, kwargs) for i in range(n_envs)
+        partial(_make_one, id, None if seed is None else seed + i, guarded, kwargs) for i in range(n_envs)
     ]
-    vec_env: VecEnv = SubprocVecEnv(thunks) if subprocess else DummyVecEnv(thunks)
+    vec_env: VecEnv = SupervisedVecEnv(thunks, timeout) if subprocess else DummyVecEnv(thunks)
     if seed is not None:
         vec_env.seed(seed)
     return vec_env
 
 
-def _make_one(id: str, action_seed: int | None, kwargs: dict[str, Any]) -> gym.Env:
-    env = Replayable(Monitor(make_env(id, **kwargs)))
+def _make_one(id: str, action_seed: int | None, guarded: bool, kwargs: dict[str, Any]) -> gym.Env:
+    def make() -> gym.Env:
+        return Monitor(make_env(id, **kwargs))
+
+    env = Replayable(Guarded(make) if guarded else make())
     env.action_space.seed(action_seed)
     return env
 

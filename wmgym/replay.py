@@ -23,6 +23,7 @@ from wmgym.replay_files import (
     FORMAT,
     FORMAT_VERSION,
     archive_header,
+    check_entries,
     check_header,
     read_json,
     read_zip,
@@ -31,7 +32,7 @@ from wmgym.replay_files import (
     write_zip,
 )
 from wmgym.replay_storage import FLAGS, INDEX, OBSERVATION_PREFIX, RingStorage, grouped, step_fields
-from wmgym.replay_streams import Streams
+from wmgym.replay_streams import Streams, check_state
 from wmgym.spaces import as_dict
 from wmgym.worlds.base import SequenceBatch
 
@@ -259,10 +260,16 @@ class SequenceReplay:
 
         Returns:
             The path written.
+
+        Raises:
+            CheckpointError: if it cannot be written; what stood at the path stays.
         """
         self.flush()
         path = with_zip_suffix(path)
-        write_zip(path, self._header(), self._storage, self._streams.ranges)
+        try:
+            write_zip(path, self._header(), self._storage, self._streams.ranges)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be written: {error}.") from error
         return path
 
     @classmethod
@@ -288,7 +295,7 @@ class SequenceReplay:
         try:
             with zipfile.ZipFile(path) as archive:
                 return cls._from_archive(path, archive, observation_space, action_space, folder)
-        except DAMAGE as error:
+        except (KeyError, *DAMAGE) as error:
             raise CheckpointError(f"{path} cannot be read as a replay: {error}.") from error
 
     def get_state(self) -> dict[str, Any]:
@@ -301,10 +308,9 @@ class SequenceReplay:
         Raises:
             ValueError: if the state belongs to a replay with more steps, or its steps are no longer held.
         """
+        check_state(state, self.n_envs)
         ranges = self._streams.ranges
-        if len(state["count"]) != self.n_envs or not all(
-            oldest <= count <= newest for count, (oldest, newest) in zip(state["count"], ranges)
-        ):
+        if not all(oldest <= count <= newest for count, (oldest, newest) in zip(state["count"], ranges)):
             raise ValueError(
                 f"The state belongs to a replay after {state['count']} steps by stream; this one holds the steps "
                 f"{ranges}."
@@ -375,18 +381,20 @@ class SequenceReplay:
     ) -> SequenceReplay:
         header = archive_header(path, archive)
         require_same_spaces(path, header, observation_space, action_space)
+        own_spaces = [space_from_json(header[name]) for name in ("observation_space", "action_space")]
+        check_entries(path, archive, step_fields(*own_spaces), header)
         if folder is not None and (Path(folder) / INDEX).exists():
             raise CheckpointError(f"{folder} already holds a replay: give an empty folder to load {path} into.")
         replay = cls(
             header["capacity"],
-            observation_space or space_from_json(header["observation_space"]),
-            action_space or space_from_json(header["action_space"]),
+            observation_space or own_spaces[0],
+            action_space or own_spaces[1],
             header["n_envs"],
             folder,
         )
         replay._streams.ranges = list(zip(header["oldest"], header["state"]["count"]))
         replay._streams.restore(header["state"])
-        read_zip(path, archive, replay._storage, replay._streams.ranges)
+        read_zip(path, archive, replay._storage, replay._streams.ranges, header.get("sha256"))
         replay.flush()
         return replay
 

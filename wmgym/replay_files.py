@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,21 +14,31 @@ import numpy as np
 from gymnasium import spaces
 
 from wmgym.checkpoint import space_from_json
-from wmgym.files import DAMAGE, CheckpointError, atomic_writer
-from wmgym.replay_storage import INDEX, RingStorage, observation_fields
-from wmgym.replay_streams import Ranges
-from wmgym.spaces import action_size
+from wmgym.files import CheckpointError, atomic_writer
+from wmgym.replay_storage import INDEX, Field, RingStorage, observation_fields
+from wmgym.replay_streams import Ranges, check_state
+from wmgym.spaces import SpaceError, action_size
 
 FORMAT = "wmgym-replay"
-FORMAT_VERSION = 1
-_MAX_INDEX_BYTES = 64 << 20
+FORMAT_VERSION = 2
+"""2: the index holds the SHA-256 of every entry, and closes the zip. 1 had none, and is still read."""
+
+_MAX_INDEX_BYTES = 4 << 20
+_MAX_CAPACITY = 2**48
 _CHUNK = 16 << 20  # bytes read at a time
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a small JSON file atomically."""
-    with atomic_writer(path) as file:
-        file.write(json.dumps(data, indent=1).encode())
+    """Write a small JSON file atomically.
+
+    Raises:
+        CheckpointError: if it cannot be written; what stood at the path stays.
+    """
+    try:
+        with atomic_writer(path) as file:
+            file.write(json.dumps(data, indent=1).encode())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,7 +57,7 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
     """A JSON object from `text`, which came from the file `path`."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged, its JSON cannot be read: {error}.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} is not a replay: its JSON holds a {type(data).__name__}.")
@@ -53,36 +65,67 @@ def parse_json(text: bytes, path: Path) -> dict[str, Any]:
 
 
 def write_zip(path: Path, header: dict[str, Any], storage: RingStorage, ranges: Ranges) -> None:
-    """Write `index.json` and one `.npy` a field, which holds the streams one after the other in order of time."""
-    total = sum(stop - start for start, stop in ranges)
+    """Write one `.npy` a field, which holds the streams one after the other in order of time, and `index.json`."""
+    total = _total(ranges)
+    digests = {}
     with atomic_writer(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(INDEX, json.dumps(header))
         for name, array in storage.arrays.items():
+            digest = hashlib.sha256()
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 _write_npy_header(entry, (total, *array.shape[2:]), array.dtype)
                 for block in _all_blocks(storage, name, ranges):
                     entry.write(_bytes_of(block))
+                    digest.update(_bytes_of(block))
+            digests[name] = digest.hexdigest()
+        archive.writestr(INDEX, json.dumps({**header, "sha256": digests}))
 
 
-def read_zip(path: Path, archive: zipfile.ZipFile, storage: RingStorage, ranges: Ranges) -> None:
-    """The inverse of `write_zip`: fill the streams' steps with what the archive holds.
+def check_entries(path: Path, archive: zipfile.ZipFile, fields: Mapping[str, Field], header: dict[str, Any]) -> None:
+    """Check names, sizes, shapes and dtypes of a replay's entries, before memory is taken for them.
 
     Raises:
-        CheckpointError: if an entry is missing, damaged, or of another shape or type.
+        CheckpointError: naming the entry that is missing, unknown, or not what the index makes it.
     """
-    total = sum(stop - start for start, stop in ranges)
-    for name, array in storage.arrays.items():
-        try:
-            with archive.open(f"{name}.npy") as entry:
-                _check_npy_header(path, name, entry, (total, *array.shape[2:]), array.dtype)
-                for block in _all_blocks(storage, name, ranges):
-                    _read_into(entry, _bytes_of(block))
-                if entry.read(1):
-                    raise CheckpointError(f"{path} is damaged: {name!r} is longer than its header says.")
-        except (KeyError, *DAMAGE) as error:
-            raise CheckpointError(f"{path} is damaged: its entry {name!r} cannot be read ({error}).") from error
+    entries = {info.filename: info for info in archive.infolist()}
+    known = {INDEX} | {f"{name}.npy" for name in fields}
+    if entries.keys() != known or len(entries) != len(archive.infolist()):
+        raise CheckpointError(f"{path} is damaged or tampered with: it holds {sorted(entries)}, not {sorted(known)}.")
+    total = _total(zip(header["oldest"], header["state"]["count"]))
+    for name, field in fields.items():
+        info = entries[f"{name}.npy"]
+        with archive.open(info) as entry:
+            _check_npy_header(path, name, entry, (total, *field.shape), field.dtype)
+            expected = entry.tell() + total * math.prod(field.shape) * field.dtype.itemsize
+        if info.compress_type != zipfile.ZIP_STORED or not info.file_size == info.compress_size == expected:
+            raise CheckpointError(
+                f"{path} is damaged or tampered with: {name!r} has not the size that its header says."
+            )
+
+
+def read_zip(
+    path: Path, archive: zipfile.ZipFile, storage: RingStorage, ranges: Ranges, digests: Mapping[str, str] | None
+) -> None:
+    """The inverse of `write_zip`: fill the streams' steps with what the archive, once checked, holds.
+
+    Raises:
+        CheckpointError: if an entry is damaged.
+    """
+    for name in storage.arrays:
+        digest = hashlib.sha256()
+        with archive.open(f"{name}.npy") as entry:
+            _skip_npy_header(entry)
+            for block in _all_blocks(storage, name, ranges):
+                _read_into(entry, _bytes_of(block))
+                digest.update(_bytes_of(block))
+            entry.read(1)  # where the zip's own checksum is compared
+        if digests is not None and digests.get(name) != digest.hexdigest():
+            raise CheckpointError(f"{path} is damaged: the checksum of its {name!r} is wrong.")
     for env, (start, stop) in enumerate(ranges):
         storage.mark(env, start, stop, whole=True)
+
+
+def _total(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)
 
 
 def _all_blocks(storage: RingStorage, name: str, ranges: Ranges) -> Iterator[np.ndarray]:
@@ -111,27 +154,32 @@ def check_header(path: Path, header: dict[str, Any]) -> None:
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} is no replay: its index does not say {FORMAT!r}.")
     version = header.get("version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path} is damaged: {version!r} is no version.")
+    if version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has replay format {version}, this wmgym reads up to {FORMAT_VERSION}: update wmgym."
         )
     try:
-        sound = _is_sound(header["n_envs"], header["capacity"], header["oldest"], header["state"])
+        _check_counters(header)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: its index lacks or misstates {error}.") from error
-    if not sound:
-        raise CheckpointError(f"{path} is damaged: the counters in its index contradict each other.")
 
 
-def _is_sound(n_envs: int, capacity: int, oldest: list[int], state: dict[str, Any]) -> bool:
-    held = [stop - start for start, stop in zip(oldest, state["count"], strict=True)]
-    return (
-        capacity >= n_envs >= 1
-        and n_envs == len(held) == len(state["served"]) == len(state["cut"])
-        and min(oldest) >= 0
-        and all(0 <= length <= capacity // n_envs for length in held)
-        and "rng" in state
-    )
+def _check_counters(header: dict[str, Any]) -> None:
+    n_envs, capacity, oldest, state = (header[name] for name in ("n_envs", "capacity", "oldest", "state"))
+    if type(n_envs) is not int or type(capacity) is not int or not 1 <= n_envs <= capacity <= _MAX_CAPACITY:
+        raise ValueError(f"its capacity ({capacity!r}) or number of environments ({n_envs!r})")
+    check_state(state, n_envs)
+    if not isinstance(oldest, list) or len(oldest) != n_envs or any(type(step) is not int for step in oldest):
+        raise ValueError("its oldest steps")
+    if not all(0 <= count - old <= capacity // n_envs and old >= 0 for old, count in zip(oldest, state["count"])):
+        raise ValueError("how many steps it holds")
+    digests = header.get("sha256")
+    if not (digests is None or isinstance(digests, dict)):
+        raise ValueError("its checksums")
+    for name in ("observation_space", "action_space"):
+        space_from_json(header[name])
 
 
 def require_same_spaces(
@@ -143,11 +191,12 @@ def require_same_spaces(
         CheckpointError: if they differ in keys, shapes, or kind of action; the message names both.
     """
     for kind, wanted in (("observation", observation_space), ("action", action_space)):
-        found = space_from_json(header[f"{kind}_space"])
-        if wanted is not None and _signature(found, kind) != _signature(wanted, kind):
-            raise CheckpointError(
-                f"{path} holds the {kind}s {_signature(found, kind)}, but {_signature(wanted, kind)} are wanted."
-            )
+        try:
+            found = _signature(space_from_json(header[f"{kind}_space"]), kind)
+        except SpaceError as error:
+            raise CheckpointError(f"{path} is damaged: its {kind}s are none that a replay can hold. {error}") from error
+        if wanted is not None and found != _signature(wanted, kind):
+            raise CheckpointError(f"{path} holds the {kind}s {found}, but {_signature(wanted, kind)} are wanted.")
 
 
 def _signature(space: spaces.Space, kind: str) -> str:
@@ -168,12 +217,18 @@ def _write_npy_header(entry: IO[bytes], shape: tuple[int, ...], dtype: np.dtype)
 
 def _check_npy_header(path: Path, name: str, entry: IO[bytes], shape: tuple[int, ...], dtype: np.dtype) -> None:
     try:
-        np.lib.format.read_magic(entry)
-        found_shape, fortran_order, found_dtype = np.lib.format.read_array_header_1_0(entry)
+        found_shape, fortran_order, found_dtype = _skip_npy_header(entry)
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged: {name!r} has no readable header ({error}).") from error
     if (found_shape, found_dtype, fortran_order) != (shape, dtype, False):
         raise CheckpointError(f"{path} holds {name!r} as {found_dtype} {found_shape}, expected {dtype} {shape}.")
+
+
+def _skip_npy_header(entry: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and dtype that stand before an array; what follows is its bytes."""
+    if np.lib.format.read_magic(entry) != (1, 0):
+        raise ValueError("another version of NumPy's format")
+    return np.lib.format.read_array_header_1_0(entry)
 
 
 def _read_into(entry: IO[bytes], target: memoryview) -> None:

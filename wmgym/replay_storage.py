@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,7 +140,7 @@ class RingStorage:
 def _require_room(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if needed > free:  # the maps are sparse: a disk that fills up later would end the process with a bus error
+    if needed > free:  # a map without room on its disk ends the process with a bus error
         raise CheckpointError(
             f"Replay in {folder} needs {needed / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB left. "
             "Choose another folder or a smaller capacity."
@@ -147,14 +148,25 @@ def _require_room(folder: Path, needed: int) -> None:
 
 
 def _new_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    array: np.memmap = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # the disk's room is taken now: later it could be missing
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
 
 
 def _reopen_map(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
+    """Map a file, once its header and its size are what they should be: NumPy would make a short file longer."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r+")
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            found_shape, _, found_dtype = np.lib.format.read_array_header_1_0(file)
+            expected = file.tell() + math.prod(shape) * dtype.itemsize
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} of the replay folder is missing or damaged: {error}.") from error
-    if array.shape != shape or array.dtype != dtype:
-        raise CheckpointError(f"{path} holds {array.dtype} {array.shape}, but the replay needs {dtype} {shape}.")
+    if (found_shape, found_dtype) != (shape, dtype):
+        raise CheckpointError(f"{path} holds {found_dtype} {found_shape}, but the replay needs {dtype} {shape}.")
+    if path.stat().st_size != expected:
+        raise CheckpointError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {expected}.")
+    array: np.memmap = np.lib.format.open_memmap(path, mode="r+")
     return array

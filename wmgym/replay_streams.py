@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+_MOST = 2**48  # steps of a stream; more than a machine sees in a lifetime
+
 Ranges = Sequence[tuple[int, int]]
 """The steps held of each stream: (oldest, newest + 1)."""
 
@@ -105,7 +107,27 @@ class Streams:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `get_state` gave, except for the counts."""
+        """Take over what `get_state` gave, except for the counts; `check_state` first where it came from a file."""
         self._rng.bit_generator.state = state["rng"]
         self.served[:] = state["served"]
         self.cut[:] = state["cut"]
+
+
+def check_state(state: Any, n_envs: int) -> None:
+    """Check that `state` is what `Streams.get_state` gives for `n_envs` streams.
+
+    Raises:
+        ValueError: naming what is wrong.
+    """
+    if not isinstance(state, dict) or not {"rng", "count", "served", "cut"} <= state.keys():
+        raise ValueError("the state of the replay is incomplete")
+    for name, kind in (("count", int), ("served", int), ("cut", bool)):
+        values = state[name]
+        if not isinstance(values, list) or len(values) != n_envs or any(type(value) is not kind for value in values):
+            raise ValueError(f"{name!r} must be a list of {n_envs} values of type {kind.__name__}")
+    if not all(0 <= served <= count <= _MOST for served, count in zip(state["served"], state["count"])):
+        raise ValueError("'count' and 'served' contradict each other")
+    try:
+        np.random.PCG64().state = state["rng"]
+    except (TypeError, KeyError, OverflowError, AttributeError) as error:
+        raise ValueError(f"'rng' is no state of PCG64 ({error!r})") from error

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
+from wmgym.files import NONSENSE
 from wmgym.worlds.base import World
+from wmgym.worlds.building import require_fit
 
 WORLD, STARTS = "world", "starts"
 """Names of the two groups of tensors that a dream needs."""
@@ -152,11 +154,18 @@ def unpack_world(
     part = _world_part(manifest, source)
     world_class, config_class = _class_of(part["kind"], source)
     config = config_from_dict(config_class, part["config"], f"{source}: world config")
+    own = group(tensors, WORLD)
+
+    def build() -> World:
+        spaces = [space_from_json(part[f"{name}_space"]) for name in ("observation", "action")]
+        return world_class(*spaces, config)  # type: ignore[call-arg]
+
     try:
-        world = world_class(space_from_json(part["observation_space"]), space_from_json(part["action_space"]), config)
-    except (TypeError, ValueError, RuntimeError, CheckpointError) as error:
+        require_fit(build, own, source, f"{WORLD}/")
+        world = build()
+        world.load_state_dict(own)
+    except (*NONSENSE, CheckpointError) as error:
         raise CheckpointError(f"{source}: the world cannot be built from its description: {error}") from error
-    _load_parameters(world, group(tensors, WORLD), source)
     return world.to(device).eval().requires_grad_(False)
 
 
@@ -182,7 +191,7 @@ def config_from_dict(config_class: type, data: Any, where: str) -> Any:
     values = {key: _config_value(hints[key], value, f"{where}.{key}") for key, value in data.items()}
     try:
         return config_class(**values)
-    except (TypeError, ValueError) as error:
+    except NONSENSE as error:
         raise CheckpointError(f"{where}: {error}") from error
 
 
@@ -208,25 +217,9 @@ def _world_part(manifest: Mapping[str, Any], source: str) -> Mapping[str, Any]:
 
 
 def _class_of(kind: str, source: str) -> tuple[type[World], type]:
-    if kind not in WORLDS:
+    if not isinstance(kind, str) or kind not in WORLDS:
         raise CheckpointError(
             f"{source} holds a world of kind {kind!r}; known are {', '.join(map(repr, sorted(WORLDS)))}. Import the "
             "module that registers it first (wmgym.worlds.store.register_world)."
         )
     return WORLDS[kind].load()
-
-
-def _load_parameters(world: World, tensors: Mapping[str, Tensor], source: str) -> None:
-    own = world.state_dict()
-    for name, parameter in own.items():
-        if name not in tensors:
-            raise CheckpointError(f"{source} lacks the tensor '{WORLD}/{name}'.")
-        if tensors[name].shape != parameter.shape:
-            raise CheckpointError(
-                f"{source}: the tensor '{WORLD}/{name}' has shape {tuple(tensors[name].shape)}, but the world needs "
-                f"{tuple(parameter.shape)}."
-            )
-    unknown = sorted(set(tensors) - set(own))
-    if unknown:
-        raise CheckpointError(f"{source} has the unknown tensor '{WORLD}/{unknown[0]}'.")
-    world.load_state_dict(dict(tensors))

@@ -1,0 +1,117 @@
+"""What keeps NaN and infinity out of the weights: an update that meets them is left out, and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from agents.storage import Storable
+from wmgym.random import Noise
+from wmgym.worlds.base import SequenceBatch, WorldLoss
+
+log = logging.getLogger("wmgym")
+
+
+class NotFiniteError(ArithmeticError):
+    """A number of an update became NaN or infinite; the message names it."""
+
+
+class DivergedError(RuntimeError):
+    """Updates that were all spoilt by NaN or infinity; the message says where the agent of before them lies."""
+
+
+def require_finite(values: Mapping[str, Tensor]) -> None:
+    """Check scalars, in one transfer from the device.
+
+    Raises:
+        NotFiniteError: naming the first that is NaN or infinite.
+
+    Example:
+        >>> require_finite({"world loss": torch.ones(())})
+        >>> require_finite({"world loss": torch.tensor(float("nan"))})
+        Traceback (most recent call last):
+        agents.health.NotFiniteError: the world loss is nan
+    """
+    numbers = torch.stack([value.detach().float() for value in values.values()])
+    if not torch.isfinite(numbers).all():
+        name, number = next((n, v) for n, v in zip(values, numbers.tolist()) if not abs(v) < float("inf"))
+        raise NotFiniteError(f"the {name} is {number}")
+
+
+def watch(name: str, optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimiser refuse to step along a gradient that is not finite.
+
+    Raises:
+        NotFiniteError: from `optimizer.step()`, before anything has changed.
+    """
+    optimizer.register_step_pre_hook(partial(_require_finite_gradients, name))
+
+
+def _require_finite_gradients(name: str, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if gradients and not torch.isfinite(get_total_norm(gradients, foreach=True)):
+        raise NotFiniteError(f"the gradient of the {name} is NaN or infinite")
+
+
+class Healthy(Storable):
+    """The part of `WorldModelAgent` that leaves out spoilt updates.
+
+    Each optimiser refuses a step that would spoil its weights, so what the update did before it met the fault stays,
+    and what comes after is left out.
+    """
+
+    noise: Noise
+    max_skipped_updates: int
+    _skipped_updates = 0
+    _skipped_in_a_row = 0
+
+    def _world_loss(self, batch: SequenceBatch) -> WorldLoss:
+        """The world's loss on a batch, every part of it finite."""
+        loss = self.policy.world.loss(batch, self.noise)
+        require_finite(
+            {f"world's {name} loss": part for name, part in loss.parts.items()} | {"world's loss": loss.total}
+        )
+        return loss
+
+    @contextmanager
+    def _skipping_spoilt(self) -> Iterator[None]:
+        """One update; it ends where something is not finite.
+
+        Raises:
+            DivergedError: after `max_skipped_updates` in a row, when the agent has been saved.
+        """
+        buffers = _floating_buffers(self.policy)  # normalisers move before the losses that they scale are checked
+        before = {name: buffer.clone() for name, buffer in buffers.items()}
+        try:
+            yield
+        except NotFiniteError as fault:
+            for name, buffer in buffers.items():
+                buffer.copy_(before[name])
+            self._skip(fault)
+        else:
+            self._n_updates += 1
+            self._skipped_in_a_row = 0
+
+    def _skip(self, fault: NotFiniteError) -> None:
+        self._skipped_updates += 1
+        self._skipped_in_a_row += 1
+        log.warning("Update %d left out: %s.", self._n_updates + 1, fault)
+        if self._skipped_in_a_row < self.max_skipped_updates:
+            return
+        path = self.save(self._emergency_path("diverged"), include=["replay_buffer"])
+        raise DivergedError(
+            f"{self._skipped_in_a_row} updates in a row were spoilt, the last one because {fault}. The agent with the "
+            f"weights from before them is saved to {path}. Lower the learning rates, or look at the size of the "
+            "environment's rewards and observations."
+        ) from fault
+
+
+def _floating_buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
