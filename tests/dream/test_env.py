@@ -20,6 +20,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import wmgym
 from wmgym.dream import DreamEnv, DreamVectorEnv, load_model
+from wmgym.dream.frames import draw_bars
 from wmgym.worlds.store import WORLDS, WorldKind, save_world
 
 from .toy import BOTH, PICTURE, PUSH, VECTOR, ToyState, toy_model
@@ -138,11 +139,10 @@ def test_rendering_shows_the_decoded_picture_in_both_kinds_of_observation() -> N
     assert frames[0] in PICTURE
 
 
-def test_a_world_without_pictures_declares_no_render_mode() -> None:
-    assert DreamEnv(toy_model(VECTOR)).metadata["render_modes"] == []
-    assert DreamEnv.metadata["render_modes"] == ["rgb_array"]
-    with pytest.raises(ValueError, match="this world decodes no picture"):
-        gym.make("Dream-v0", model=toy_model(VECTOR), render_mode="rgb_array")
+def test_a_world_without_pictures_shows_what_it_decodes_as_bars() -> None:
+    env = gym.make("Dream-v0", model=toy_model(VECTOR), render_mode="rgb_array")
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_array_equal(env.render(), draw_bars(observation[None])[0])
 
 
 def test_ends_need_a_reset() -> None:

@@ -96,6 +96,9 @@ def test_options_may_be_observations_and_states() -> None:
     assert env.reset() in env.dreams.observation_space
     env.set_options({"state": ToyState(torch.full((1, 4), 0.5), torch.zeros(1))})
     np.testing.assert_array_equal(env.reset(), np.full((2, 4), 0.5, np.float32))
+    beginning = {"observation": {key: np.stack([BOTH.sample()[key]] * 3) for key in BOTH}, "action": np.zeros((3, 2))}
+    env.set_options({"prefix": beginning})
+    assert env.reset() in env.dreams.observation_space
     env.set_options([{"start": 1}, {}])
     with pytest.raises(ValueError, match="same kind of reset option"):
         env.reset()

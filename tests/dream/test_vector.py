@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
 from wmgym.dream import DreamEnv, DreamVectorEnv, StartStates, as_model
+from wmgym.random import StreamNoise
 from wmgym.spaces import as_dict
 from wmgym.worlds.rssm import RSSM, RSSMConfig
 
@@ -332,6 +333,31 @@ def test_a_dream_can_begin_from_a_world_state() -> None:
     assert torch.equal(state.x, torch.full((2, 4), 0.25))
 
 
+def test_every_dream_can_begin_from_the_one_start_given() -> None:
+    model = toy_model()
+    dreams = DreamVectorEnv(2, model, observation="latent", start=4)
+    for seed in (0, None):
+        np.testing.assert_array_equal(dreams.reset(seed=seed)[0], model.starts.states.x.numpy()[[4, 4]])
+
+
+def test_a_dream_can_begin_from_the_beginning_of_a_real_episode() -> None:
+    model = toy_model(VECTOR)
+    generator = np.random.default_rng(0)
+    seen = generator.uniform(-1, 1, (6, 2, 3)).astype(np.float32)
+    taken = generator.uniform(-1, 1, (6, 2, 2)).astype(np.float32)
+    dreams = DreamVectorEnv(2, model, observation="latent")
+    observation, _ = dreams.reset(seed=3, options={"prefix": {"observation": seen, "action": taken}})
+    noise = StreamNoise(torch.tensor([3, 4]))
+    state = model.world.initial(2)
+    for t in range(6):
+        batch = {"observation": torch.from_numpy(seen[t])}
+        state = model.world.observe(state, torch.from_numpy(taken[t]), batch, torch.full((2,), t == 0), noise)
+    np.testing.assert_allclose(observation, state.x.detach().numpy(), atol=1e-6)
+    single = DreamEnv(model, observation="latent")
+    alone, _ = single.reset(seed=4, options={"prefix": {"observation": seen[:, 1], "action": taken[:, 1]}})
+    np.testing.assert_allclose(alone, observation[1], atol=1e-6)
+
+
 # -- observations, actions, pictures --------------------------------------------------------------------------
 
 
@@ -375,4 +401,4 @@ def test_temperature_zero_takes_the_worlds_chance_away() -> None:
     dreams = DreamVectorEnv(2, toy_model(), temperature=0.0, termination="never")
     dreams.reset(seed=0, options={"start": 0})
     observation, *_ = dreams.step(np.zeros((2, 2)))
-    np.testing.assert_array_equal(observation[0], observation[1])
+    np.testing.assert_allclose(observation[0], observation[1], atol=1e-6)

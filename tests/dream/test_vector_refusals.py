@@ -25,7 +25,11 @@ DISCRETE = spaces.Discrete(3, start=5)
     ({"temperature": -1.0}, "temperature not negative"),
     ({"num_envs": 0}, "num_envs must be 1 or more"),
     ({"autoreset_mode": "Sometimes"}, "Sometimes"),
-    ({"render_mode": "rgb_array"}, "this world decodes no picture"),
+    ({"render_mode": "human"}, "render_mode='human' is unknown: choose one of 'rgb_array'"),
+    ({"output": "jax"}, "output='jax' is unknown: choose one of 'numpy', 'torch'"),
+    ({"disagreement_penalty": 1.0}, r"no ensemble.*train a world that has one \(RSSMConfig\(ensemble=5\)\)"),
+    ({"disagreement_halt": 1.0}, "no ensemble"),
+    ({"disagreement_penalty": -1.0}, "must not be negative"),
     ({"device": "cuda"}, "The live world is on cpu"),
 ])  # fmt: skip
 def test_arguments_that_cannot_be(arguments: dict[str, Any], text: str) -> None:
@@ -76,6 +80,9 @@ def test_discrete_actions_that_cannot_be(actions: Any, text: str) -> None:
     ({"observation": np.full((2, 3), np.nan)}, ValueError, "holds NaN"),
     ({"observation": {"image": 0}}, ValueError, "lacks 'observation'"),
     ({"state": np.zeros((2, 4))}, ValueError, "must be a ToyState"),
+    ({"prefix": np.zeros((5, 2, 3))}, ValueError, r"must be \{'observation': \(T, num_envs, ...\), 'action'"),
+    ({"prefix": {"observation": np.zeros((5, 2, 3)), "action": np.zeros((4, 2, 2))}}, ValueError, "4 actions for .5."),
+    ({"prefix": {"observation": np.zeros((2, 2, 3)), "action": np.zeros((2, 3, 2))}}, ValueError, r"\(3, 2\), not \(2"),
     ({"state": ToyState(torch.zeros(3, 4), torch.zeros(3))}, ValueError, r"x has shape \(3, 4\), not \(2, 4\)"),
     ({"reset_mask": [True, False]}, ValueError, "must be a bool array"),
     ({"reset_mask": np.array([False, False])}, ValueError, "at least one True"),

@@ -36,8 +36,8 @@ class ActionConverter:
             self._centre = ((high + low) / 2).to(device)
             self._reach = ((high - low) / 2).clamp(min=torch.finfo(torch.float32).tiny).to(device)
 
-    def __call__(self, actions: Any, ignored: np.ndarray | None = None) -> Tensor:
-        """Actions `(B, ...)` as `(B, A)` float32; beyond a Box's bounds they are clipped.
+    def __call__(self, actions: Any, ignored: Tensor | None = None) -> Tensor:
+        """Actions `(B, ...)`, an array or a tensor, as `(B, A)` float32; beyond a Box's bounds they are clipped.
 
         Args:
             actions: one action a row.
@@ -46,38 +46,43 @@ class ActionConverter:
         Raises:
             ValueError: naming the row, for a wrong shape or dtype, NaN or infinity, or a choice that there is not.
         """
-        actions = np.asarray(actions)
-        if actions.ndim == 0 or actions.shape[1:] != self.space.shape:
+        if not isinstance(actions, Tensor):
+            actions = self._as_tensor(np.asarray(actions))
+        if actions.dim() == 0 or actions.shape[1:] != self.space.shape:
             raise ValueError(
-                f"Actions have shape {actions.shape}; a batch of {self.space} has shape "
+                f"Actions have shape {tuple(actions.shape)}; a batch of {self.space} has shape "
                 f"{('num_envs', *(self.space.shape or ()))}."
             )
+        actions = actions.to(self.device)
         if isinstance(self.space, spaces.Discrete):
             return self._one_hot(self.space, actions, ignored)
         return self._scaled(actions, ignored)
 
-    def _one_hot(self, space: spaces.Discrete, actions: np.ndarray, ignored: np.ndarray | None) -> Tensor:
-        if not np.issubdtype(actions.dtype, np.integer):
-            raise ValueError(f"Actions of {space} are integers, not {actions.dtype}.")
-        choice = actions - space.start
-        _refuse((choice < 0) | (choice >= space.n), actions, ignored, f"is not in {space}")
-        choice = np.clip(choice, 0, space.n - 1).astype(np.int64)
-        return nn.functional.one_hot(torch.from_numpy(choice).to(self.device), int(space.n)).float()
-
-    def _scaled(self, actions: np.ndarray, ignored: np.ndarray | None) -> Tensor:
-        if not np.issubdtype(actions.dtype, np.number) or np.iscomplexobj(actions):
+    def _as_tensor(self, actions: np.ndarray) -> Tensor:
+        if actions.dtype.kind not in "biuf":
             raise ValueError(f"Actions of {self.space} are numbers, not {actions.dtype}.")
-        _refuse(~np.isfinite(actions).all(-1), actions, ignored, "is not finite")
-        numbers = torch.tensor(actions, dtype=torch.float32, device=self.device)
-        return ((numbers - self._centre) / self._reach).clamp(-1.0, 1.0)
+        whole = np.issubdtype(actions.dtype, np.integer)
+        # A copy: the caller may write on into the array.
+        return torch.tensor(actions, dtype=torch.int64 if whole else None)
+
+    def _one_hot(self, space: spaces.Discrete, actions: Tensor, ignored: Tensor | None) -> Tensor:
+        if actions.is_floating_point() or actions.dtype == torch.bool:
+            raise ValueError(f"Actions of {space} are integers, not {str(actions.dtype).removeprefix('torch.')}.")
+        choice = actions.long() - int(space.start)
+        _refuse((choice < 0) | (choice >= space.n), actions, ignored, f"is not in {space}")
+        return nn.functional.one_hot(choice.clamp(0, int(space.n) - 1), int(space.n)).float()
+
+    def _scaled(self, actions: Tensor, ignored: Tensor | None) -> Tensor:
+        _refuse(~actions.isfinite().all(-1), actions, ignored, "is not finite")
+        return ((actions.float() - self._centre) / self._reach).clamp(-1.0, 1.0)
 
 
-def _refuse(wrong: np.ndarray, actions: np.ndarray, ignored: np.ndarray | None, fault: str) -> None:
+def _refuse(wrong: Tensor, actions: Tensor, ignored: Tensor | None, fault: str) -> None:
     if ignored is not None:
         wrong = wrong & ~ignored
     if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(f"The action of environment {row} {fault}: {actions[row]}.")
+        row = int(wrong.int().argmax())
+        raise ValueError(f"The action of environment {row} {fault}: {actions[row].tolist()}.")
 
 
 def to_tensors(observation: Any, space: spaces.Space, batch: int, device: torch.device | str) -> Observation:
@@ -106,6 +111,7 @@ class ObservationConverter:
     Args:
         space: the real environment's.
         keys: of a Dict space, those wanted; None: all.
+        device: where the decoded tensors are.
 
     Attributes:
         space: of the observations given; of one key its Box alone.
@@ -114,30 +120,37 @@ class ObservationConverter:
         ValueError: for keys that the space does not have.
     """
 
-    def __init__(self, space: spaces.Space, keys: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, space: spaces.Space, keys: Sequence[str] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         self._boxes = as_dict_space(space)
         self.space: spaces.Space = space
         if keys is not None:
             self._boxes = _chosen(self._boxes, keys)
             self.space = spaces.Dict(dict(self._boxes)) if len(self._boxes) > 1 else next(iter(self._boxes.values()))
-        self._bounded = {key for key, box in self._boxes.items() if np.isfinite([box.low, box.high]).any()}
+        self._dtypes = {key: torch.from_numpy(np.empty(0, box.dtype)).dtype for key, box in self._boxes.items()}
+        self._bounds = {
+            key: tuple(torch.as_tensor(bound, dtype=torch.float64, device=device) for bound in (box.low, box.high))
+            for key, box in self._boxes.items()
+            if np.isfinite([box.low, box.high]).any() and not is_image(box)
+        }
 
     def __call__(self, decoded: Observation) -> Any:
-        """Fresh arrays `(B, ...)` of the space's dtypes, clipped to its bounds."""
-        arrays = {}
+        """Tensors `(B, ...)` of the space's dtypes, clipped to its bounds."""
+        tensors = {}
         for key, box in self._boxes.items():
-            array = to_array(decoded[key]).reshape(-1, *box.shape)
-            if array.dtype != np.uint8:
-                array = self._fit(key, box, array)
-            arrays[key] = array
-        return arrays if isinstance(self.space, spaces.Dict) else next(iter(arrays.values()))
+            tensor = decoded[key].detach().reshape(-1, *box.shape)
+            tensors[key] = tensor if is_image(box) else self._fit(key, tensor)
+        return tensors if isinstance(self.space, spaces.Dict) else next(iter(tensors.values()))
 
-    def _fit(self, key: str, box: spaces.Box, array: np.ndarray) -> np.ndarray:
-        if np.issubdtype(box.dtype, np.integer):
-            array = np.rint(array)
-        if key in self._bounded:
-            array = np.clip(array, box.low, box.high)
-        return array.astype(box.dtype, copy=False)
+    def _fit(self, key: str, tensor: Tensor) -> Tensor:
+        dtype = self._dtypes[key]
+        if not dtype.is_floating_point:
+            tensor = tensor.double().round()
+        if key in self._bounds:
+            low, high = self._bounds[key]
+            tensor = tensor.clamp(low.to(tensor.dtype), high.to(tensor.dtype))
+        return tensor.to(dtype)
 
 
 def _chosen(boxes: dict[str, spaces.Box], keys: Sequence[str]) -> dict[str, spaces.Box]:
@@ -152,6 +165,13 @@ def to_array(tensor: Tensor) -> np.ndarray:
     return np.array(tensor.detach().cpu().numpy())
 
 
+def to_arrays(observation: Any) -> Any:
+    """Observations as arrays that share memory with nothing."""
+    if isinstance(observation, dict):
+        return {key: to_array(tensor) for key, tensor in observation.items()}
+    return to_array(observation)
+
+
 def latent_space(world: World) -> spaces.Box:
     """The space of a world's features: every finite float32."""
     limit = np.finfo(np.float32).max
@@ -159,14 +179,16 @@ def latent_space(world: World) -> spaces.Box:
 
 
 def row_of(observation: Any, index: int) -> Any:
-    """A copy of row `index` of a batch of observations."""
+    """Row `index` of a batch of observations: of arrays a copy, of tensors a view."""
     if isinstance(observation, dict):
-        return {key: np.array(array[index]) for key, array in observation.items()}
-    return np.array(observation[index])
+        return {key: row_of(batch, index) for key, batch in observation.items()}
+    return observation[index] if isinstance(observation, Tensor) else np.array(observation[index])
 
 
-def put_rows(observation: Any, mask: np.ndarray, rows: Any) -> None:
-    """Overwrite the rows `mask` of a batch of observations, in place."""
-    target, source = as_dict(observation), as_dict(rows)
-    for key, array in target.items():
-        array[mask] = source[key]
+def put_rows(observation: Any, mask: Tensor, rows: Any) -> Any:
+    """A batch of observations (tensors) with the rows `mask` `(B,)` replaced by `rows`."""
+    if isinstance(observation, dict):
+        return {key: put_rows(tensor, mask, rows[key]) for key, tensor in observation.items()}
+    replaced = observation.clone()
+    replaced[mask] = rows
+    return replaced

@@ -11,11 +11,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from wmgym.dream.convert import row_of
+from wmgym.dream.ends import Termination
 from wmgym.dream.model import ModelLike
 from wmgym.dream.resets import RESET_MASK
 from wmgym.dream.starts import StartPolicy
-from wmgym.dream.vector import DreamState, DreamVectorEnv, ObservationKind, Termination
-from wmgym.spaces import as_dict, from_dict
+from wmgym.dream.vector import DreamState, DreamVectorEnv, ObservationKind, Output
 from wmgym.worlds.base import World
 
 
@@ -26,7 +26,8 @@ class DreamEnv(gym.Env[Any, Any]):
     JSON; with a live world pass `as_model(world, starts)`, which `gym.make` does not copy. The dream is truncated
     at `horizon`; where `gym.make` got `max_episode_steps` too, the shorter of the two wins.
 
-    `reset` takes the options `{"start": index}`, `{"observation": observation}` of the real environment, or
+    `reset` takes the options `{"start": index}`, `{"observation": observation}` of the real environment,
+    `{"prefix": {"observation": (T, ...), "action": (T, ...)}}`, the beginning of a real episode, or
     `{"state": world state of one row}`.
 
     Example:
@@ -50,12 +51,16 @@ class DreamEnv(gym.Env[Any, Any]):
         *,
         observation: ObservationKind = "decoded",
         keys: Sequence[str] | None = None,
-        start: StartPolicy = "episode",
+        start: StartPolicy | int = "episode",
         horizon: int | None = None,
         termination: Termination = "sample",
         temperature: float = 1.0,
+        disagreement_penalty: float = 0.0,
+        disagreement_halt: float | None = None,
+        halt_reward: float = 0.0,
         seed: int | None = None,
         device: str | torch.device | None = None,
+        output: Output = "numpy",
         render_mode: str | None = None,
     ) -> None:
         self._dreams = DreamVectorEnv(
@@ -67,12 +72,15 @@ class DreamEnv(gym.Env[Any, Any]):
             horizon=horizon,
             termination=termination,
             temperature=temperature,
+            disagreement_penalty=disagreement_penalty,
+            disagreement_halt=disagreement_halt,
+            halt_reward=halt_reward,
             seed=seed,
             device=device,
+            output=output,
             autoreset_mode=AutoresetMode.DISABLED,
             render_mode=render_mode,
         )
-        self.metadata = {**self.metadata, "render_modes": self._dreams.metadata["render_modes"]}
         self.render_mode = render_mode
         self.observation_space = self._dreams.single_observation_space
         self.action_space = self._dreams.single_action_space
@@ -99,7 +107,9 @@ class DreamEnv(gym.Env[Any, Any]):
             gymnasium.error.ResetNeeded: before the first reset, or after the end.
             ValueError: for an action of the wrong shape or dtype, or one that is not finite.
         """
-        observation, reward, terminated, truncated, info = self._dreams.step(np.asarray(action)[None])
+        action = action[None] if isinstance(action, torch.Tensor) else np.asarray(action)[None]
+        observation, reward, terminated, truncated, infos = self._dreams.step(action)
+        info = {name: float(value[0]) for name, value in infos.items() if not name.startswith("_")}
         return row_of(observation, 0), float(reward[0]), bool(terminated[0]), bool(truncated[0]), info
 
     def render(self) -> np.ndarray | None:
@@ -115,11 +125,23 @@ class DreamEnv(gym.Env[Any, Any]):
         """Go on from where `get_state` was called; returns the observation of that moment."""
         return row_of(self._dreams.set_state(state), 0)
 
+    def branch(self, n: int, shared_noise: bool = False) -> DreamVectorEnv:
+        """`n` copies of the dream as a vector environment; see `DreamVectorEnv.branch`."""
+        return self._dreams.branch(n, shared_noise)
+
     def _batched(self, options: dict[str, Any] | None) -> dict[str, Any]:
         batched = dict(options or {})
         if RESET_MASK in batched:
             raise ValueError(f"The option {RESET_MASK!r} is for vector environments: one dream is reset as a whole.")
         if "observation" in batched:
-            rows = {key: np.asarray(value)[None] for key, value in as_dict(batched["observation"]).items()}
-            batched["observation"] = from_dict(rows, self._dreams.world.observation_space)
+            batched["observation"] = _with_batch(batched["observation"], axis=0)
+        if isinstance(batched.get("prefix"), dict):
+            batched["prefix"] = {name: _with_batch(value, axis=1) for name, value in batched["prefix"].items()}
         return batched
+
+
+def _with_batch(value: Any, axis: int) -> Any:
+    """An observation or an array with the dimension of a batch of one."""
+    if isinstance(value, dict):
+        return {key: _with_batch(entry, axis) for key, entry in value.items()}
+    return np.expand_dims(np.asarray(value), axis)

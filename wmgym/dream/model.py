@@ -15,7 +15,7 @@ from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError
 from wmgym.dream.starts import StartStates
 from wmgym.worlds.base import World
-from wmgym.worlds.store import STARTS, WORLD, group, unpack_world
+from wmgym.worlds.store import STARTS, WORLD, group, save_world, unpack_world
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +31,10 @@ class DreamModel:
     world: World = field(repr=False)
     starts: StartStates | None = field(default=None, repr=False)
     env: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write what `gym.make("Dream-v0", model=path)` opens; returns the path written."""
+        return save_world(Path(path), self.world, self.starts, self.env)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> DreamModel:
         return self

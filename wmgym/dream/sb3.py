@@ -13,7 +13,6 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 
 from wmgym.dream.model import ModelLike
 from wmgym.dream.vector import DreamVectorEnv
-from wmgym.spaces import as_dict
 from wmgym.worlds.base import concat_states
 
 
@@ -23,9 +22,10 @@ class DreamVecEnv(VecEnv):
     Args:
         num_envs: how many dreams.
         model: a checkpoint's path, a live world, or `as_model(world, starts)`.
-        **kwargs: as for `DreamVectorEnv` (its `autoreset_mode` is fixed to what stable-baselines3 expects).
+        **kwargs: as for `DreamVectorEnv` (its `autoreset_mode` and `output` are what stable-baselines3 expects).
 
-    Wrap it in `VecMonitor` for episode statistics. The dreams are the attribute `dreams`.
+    Wrap it in `VecMonitor` for episode statistics. The dreams are the attribute `dreams`; the `disagreement` of a world
+    with an ensemble is in the infos.
 
     Example:
         >>> import torch
@@ -41,10 +41,18 @@ class DreamVecEnv(VecEnv):
     """
 
     def __init__(self, num_envs: int = 1, model: ModelLike | None = None, **kwargs: Any) -> None:
-        self.dreams = DreamVectorEnv(num_envs, model, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
+        as_expected: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "output": "numpy"}
+        self.dreams = DreamVectorEnv(num_envs, model, **as_expected, **kwargs)
         super().__init__(num_envs, self.dreams.single_observation_space, self.dreams.single_action_space)
         self.metadata["render_fps"] = self.dreams.metadata["render_fps"]
         self._actions: np.ndarray | None = None
+
+    @classmethod
+    def like(cls, dreams: DreamVectorEnv) -> DreamVecEnv:
+        """Dreams as `dreams` has them, from their beginning; `dreams` itself is left as it is."""
+        fixed = ("autoreset_mode", "output")
+        settings = {name: value for name, value in dreams.settings.items() if name not in fixed}
+        return cls(dreams.num_envs, dreams.model, **settings)
 
     def reset(self) -> VecEnvObs:
         """Begin new episodes with the seeds and options that `seed` and `set_options` have set, once."""
@@ -66,8 +74,12 @@ class DreamVecEnv(VecEnv):
             Observations, rewards, dones, and infos with `TimeLimit.truncated` and, at an end, `terminal_observation`.
         """
         observation, reward, terminated, truncated, info = self.dreams.step(self._actions)
-        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in truncated & ~terminated]
+        cut = truncated & ~terminated
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": was_cut} for was_cut in cut.tolist()]
         dones = terminated | truncated
+        for told in (info, info.get("final_info", {})):
+            for i in np.flatnonzero(told.get("_disagreement", False)):
+                infos[i]["disagreement"] = float(told["disagreement"][i])
         for i in np.flatnonzero(dones):
             infos[i]["terminal_observation"] = info["final_obs"][i]
             self.reset_infos[i] = {}
@@ -127,6 +139,11 @@ class DreamVecEnv(VecEnv):
     def _merge(self, key: str, values: list[Any]) -> Any:
         if key == "state":
             return concat_states(values)
-        if key == "observation" and isinstance(values[0], dict):
-            return {name: np.stack([as_dict(value)[name] for value in values]) for name in values[0]}
-        return np.stack(values)
+        # The beginnings of episodes are batches in their second dimension, after time.
+        return _stacked(values, axis=1 if key == "prefix" else 0)
+
+
+def _stacked(values: list[Any], axis: int) -> Any:
+    if isinstance(values[0], dict):
+        return {name: _stacked([value[name] for value in values], axis) for name in values[0]}
+    return np.stack(values, axis)

@@ -8,7 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from wmgym.worlds.base import State, index_state, map_state, state_from_dict, state_to_dict
+from wmgym.random import ModeNoise
+from wmgym.replay import SequenceReplay
+from wmgym.spaces import action_size
+from wmgym.worlds.base import (
+    Observation,
+    SequenceBatch,
+    State,
+    World,
+    concat_states,
+    index_state,
+    map_state,
+    state_from_dict,
+    state_to_dict,
+)
 
 StartPolicy = Literal["episode", "any"]
 
@@ -40,6 +53,33 @@ class StartStates:
         self.states = map_state(Tensor.detach, states)
         self.is_first = is_first
         self._first = torch.nonzero(is_first).squeeze(-1)
+
+    @classmethod
+    @torch.no_grad()
+    def from_replay(
+        cls, world: World, replay: SequenceReplay, count: int = 256, length: int = 32
+    ) -> StartStates | None:
+        """Posterior states of real episodes: `count` first steps at most, and as many that lie mid-episode.
+
+        Those mid-episode are what filtering `length` real steps comes to. The replay samples on as if it had not been
+        asked. None if it holds nothing.
+
+        Args:
+            world: that filters.
+            replay: the real episodes.
+            count: states of either kind.
+            length: steps filtered; fewer where no sequence is so long.
+        """
+        noise = ModeNoise(world.device)
+        first = _observe_first(world, replay.first_steps(count, world.device), noise)
+        parts = [first]
+        if length := next((steps for steps in range(length, 1, -1) if replay.can_sample(steps)), 0):
+            before = replay.get_state()
+            parts.append(_filter_last(world, replay.sample(count, length, device=world.device), noise))
+            replay.set_state(before)
+        states = concat_states(parts)
+        is_first = torch.arange(len(states[0]), device=world.device) < len(first[0])
+        return cls(states, is_first) if len(is_first) else None
 
     def __len__(self) -> int:
         return len(self.is_first)
@@ -107,3 +147,19 @@ class StartStates:
                     f"(N, {', '.join(map(str, leaves[name].shape[1:]))})."
                 )
         return cls(state_from_dict(like, {name: tensors[name] for name in leaves}), tensors[IS_FIRST])
+
+
+def _observe_first(world: World, observation: Observation, noise: ModeNoise) -> State:
+    count = len(next(iter(observation.values())))
+    action = torch.zeros(count, action_size(world.action_space), device=world.device)
+    is_first = torch.ones(count, dtype=torch.bool, device=world.device)
+    return world.observe(world.initial(count), action, observation, is_first, noise)
+
+
+def _filter_last(world: World, batch: SequenceBatch, noise: ModeNoise) -> State:
+    """The posterior after each sequence; those that end in a first or last step of an episode are left out."""
+    state = world.initial(batch.shape[1])
+    for t in range(batch.shape[0]):
+        observation = {key: value[t] for key, value in batch.observation.items()}
+        state = world.observe(state, batch.action[t], observation, batch.is_first[t], noise)
+    return index_state(state, ~(batch.is_first[-1] | batch.is_terminal[-1]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -14,32 +13,30 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from wmgym.dream.convert import ActionConverter, ObservationConverter, latent_space, put_rows, row_of, to_array
-from wmgym.dream.frames import can_render, render_frames
+from wmgym.dream.convert import ActionConverter, ObservationConverter, latent_space, put_rows, row_of, to_arrays
+from wmgym.dream.ends import Caution, Outcomes, Termination, horizon_of, outcomes_of
+from wmgym.dream.frames import decode, render_frames
 from wmgym.dream.model import ModelLike, resolve_model
 from wmgym.dream.resets import Beginnings, read_options
 from wmgym.dream.starts import StartPolicy
-from wmgym.dream.streams import DreamStreams
+from wmgym.dream.streams import DreamStreams, Seeds, listed_seeds
 from wmgym.worlds.base import State, index_state, map_state
 
 ObservationKind = Literal["decoded", "latent"]
-Termination = Literal["sample", "threshold", "never"]
-
-DEFAULT_HORIZON = 1000
-"""Steps after which a dream is truncated, where neither the caller nor the checkpoint says."""
+Output = Literal["numpy", "torch"]
 
 
 class DreamState(NamedTuple):
     """All that the future of a `DreamVectorEnv` depends on, beside the world and the actions."""
 
     world: State  # (num_envs, ...)
-    steps: np.ndarray  # (num_envs,) int64, taken in the episode
-    ended: np.ndarray  # (num_envs,) bool, the last step ended the episode
+    steps: Tensor  # (num_envs,) int64, taken in the episode
+    ended: Tensor  # (num_envs,) bool, the last step ended the episode
     keys: Tensor  # (num_envs,) int64, of the random streams
     counters: Tensor  # (num_envs,) int64, how far they are drawn
 
 
-class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
+class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     """A world model dreamt `num_envs` times in parallel, all in one forward pass.
 
     A dream is a function of (model, seed, actions): environment `i` of one with seed `s` dreams what a `DreamEnv`
@@ -52,23 +49,32 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             `"latent"` gives the world's features, float32 `(num_envs, feature_size)`, and decodes nothing.
         keys: which entries of a `Dict` observation are decoded; None: all. One key gives its `Box` alone: of a world
             of pictures and states, `("state",)` dreams states and draws nothing.
-        start: draws the first states among first steps of real episodes (`"episode"`) or all stored (`"any"`).
+        start: draws the first states among first steps of real episodes (`"episode"`) or all stored (`"any"`); a
+            number always takes that one.
         horizon: steps after which a dream is truncated. None takes `max_episode_steps`; else that of the real
-            environment, if the checkpoint tells; else `DEFAULT_HORIZON`.
+            environment, if the checkpoint tells; else 1000.
         max_episode_steps: another name of `horizon`, the one that `gym.make_vec` uses; the shorter of two wins.
         termination: a dream ends by chance, with what the world predicts (`"sample"`), once the world finds
             continuing less likely than not (`"threshold"`), or not at all (`"never"`).
         temperature: of the world's own chance; 1 as learnt, below 1 more certain (World Models' tau).
+        disagreement_penalty: taken off each reward, times the disagreement of the world's ensemble (MOPO).
+        disagreement_halt: a dream ends where the disagreement is larger than this (MOReL); None: nowhere.
+        halt_reward: the reward of a step that is so ended.
         seed: of the first `reset` that gets none.
         device: where a checkpoint is loaded to, None: the CPU. A live world stays where it is.
+        output: `"numpy"` gives fresh arrays; `"torch"` gives tensors on the world's device, not copied: what is
+            written into them may change the dream. Actions may be arrays or tensors either way.
         autoreset_mode: Gymnasium's three, by member or value ("NextStep", "SameStep", "Disabled").
-        render_mode: `"rgb_array"`, for worlds that decode pictures, or None.
+        render_mode: `"rgb_array"` or None. Worlds that decode no pictures show bars (see `wmgym.dream.frames`).
 
     `reset` takes the options `{"start": index or (num_envs,) indices}`, `{"observation": batch}` (of the real
-    environment) or `{"state": world state}`, and `{"reset_mask": (num_envs,) bool}` beside any of them. A `reset`
-    without a seed begins the next episode of each stream.
+    environment), `{"prefix": {"observation": (T, num_envs, ...), "action": (T, num_envs, ...)}}` (the beginning of
+    real episodes, filtered; `action[t]` led to `observation[t]`) or `{"state": world state}`, and
+    `{"reset_mask": (num_envs,) bool}` beside any of them. A `reset` without a seed begins the next episode of each
+    stream.
 
-    `step` takes actions of the real environment's space; those beyond the bounds of a `Box` are clipped.
+    `step` takes actions of the real environment's space; those beyond the bounds of a `Box` are clipped. The infos
+    of a world with an ensemble have its `disagreement` `(num_envs,)` about each step.
 
     Raises:
         gymnasium.error.MissingArgument: without a model.
@@ -86,6 +92,8 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         >>> observations, rewards, terminations, truncations, infos = dreams.step(dreams.action_space.sample())
         >>> observations.shape, rewards.shape
         ((4, 3), (4,))
+        >>> dreams.branch(10).num_envs
+        40
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 (as Gymnasium has it)
@@ -101,65 +109,69 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         *,
         observation: ObservationKind = "decoded",
         keys: Sequence[str] | None = None,
-        start: StartPolicy = "episode",
+        start: StartPolicy | int = "episode",
         horizon: int | None = None,
         max_episode_steps: int | None = None,
         termination: Termination = "sample",
         temperature: float = 1.0,
+        disagreement_penalty: float = 0.0,
+        disagreement_halt: float | None = None,
+        halt_reward: float = 0.0,
         seed: int | None = None,
         device: str | torch.device | None = None,
+        output: Output = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
         _check_choice("observation", observation, get_args(ObservationKind))
-        _check_choice("start", start, get_args(StartPolicy))
+        if not isinstance(start, int | np.integer):
+            _check_choice("start", start, get_args(StartPolicy))
         _check_choice("termination", termination, get_args(Termination))
+        _check_choice("output", output, get_args(Output))
         if num_envs < 1 or temperature < 0:
             raise ValueError(f"num_envs must be 1 or more and temperature not negative: {num_envs}, {temperature}.")
         self.model = resolve_model(model, device)
         self.world = self.model.world
         self.num_envs = num_envs
+        self.observation, self.keys, self.start, self.output = observation, keys, start, output
         self.termination, self.temperature = termination, temperature
+        self.caution = Caution(disagreement_penalty, disagreement_halt, halt_reward)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.horizon = _horizon(horizon, max_episode_steps, self.model.env)
-        self._latent = observation == "latent"
-        self._set_spaces(keys)
+        self.horizon = horizon_of(horizon, max_episode_steps, self.model.env)
+        if self.caution.needs_ensemble and not self.world.has_ensemble:
+            raise ValueError(
+                "This world has no ensemble to disagree: leave out disagreement_penalty and disagreement_halt, or "
+                "train a world that has one (RSSMConfig(ensemble=5))."
+            )
+        self._set_spaces()
         self._set_rendering(render_mode)
-        self._begin_with = Beginnings(self.model, start)
+        self._begin_with = Beginnings(self.model, start, self._read_actions)
         self._first_seed = seed
         self._streams: DreamStreams | None = None
         self._state: State = None
-        self._steps = np.zeros(num_envs, dtype=np.int64)
-        self._ended = np.zeros(num_envs, dtype=np.bool_)
+        self._steps = torch.zeros(num_envs, dtype=torch.int64, device=self.world.device)
+        self._ended = torch.zeros(num_envs, dtype=torch.bool, device=self.world.device)
 
-    def _set_spaces(self, keys: Sequence[str] | None) -> None:
+    def _set_spaces(self) -> None:
         world = self.world
-        self._write_observations = ObservationConverter(world.observation_space, keys)
-        self._keys = None if keys is None else tuple(keys)
-        self.single_observation_space = latent_space(world) if self._latent else self._write_observations.space
+        self._write_observations = ObservationConverter(world.observation_space, self.keys, world.device)
+        decoded = self._write_observations.space
+        self.single_observation_space = latent_space(world) if self.observation == "latent" else decoded
         self.single_action_space = world.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._read_actions = ActionConverter(world.action_space, world.device)
 
     def _set_rendering(self, render_mode: str | None) -> None:
-        modes = self.metadata["render_modes"] if can_render(self.world) else []
-        # A copy: the class's dictionary is shared by all instances.
-        self.metadata = {**self.metadata, "render_modes": modes, "autoreset_mode": self.autoreset_mode}
-        if render_mode is not None and not modes:
-            raise ValueError(
-                f"render_mode={render_mode!r}: this world decodes no picture, so its dreams cannot be looked at. Train "
-                "one whose observation space has a uint8 picture (H, W, C)."
-            )
         if render_mode is not None:
-            _check_choice("render_mode", render_mode, tuple(modes))
+            _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
+        # A copy: the class's dictionary is shared by all instances.
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
 
     # -- Gymnasium's methods ----------------------------------------------------------------------------------
 
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: Seeds = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin new episodes; see the class for the options.
 
         Args:
@@ -174,14 +186,14 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ResetNeeded("The first reset must begin all environments: leave out options['reset_mask'].")
         seeds = self._seeds(seed)
         with torch.no_grad():
-            self._begin(mask, source, seeds)
-            return self._observe(self._state), {}
+            self._begin(mask.to(self.world.device), source, seeds)
+            return self._give(self._observe(self._state)), {}
 
-    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One dreamt step of all environments.
 
         Returns:
-            Observations, rewards (float32), terminations and truncations `(num_envs,)`, and infos; all arrays fresh.
+            Observations, rewards (float32), terminations and truncations `(num_envs,)`, and infos; arrays are fresh.
 
         Raises:
             ResetNeeded: before the first reset, or after an end in the mode `DISABLED`.
@@ -189,21 +201,20 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         """
         streams, begins = self._require_started(), self._to_begin()
         action = self._actions(actions, begins)
-        infos: dict[str, Any] = {}
         with torch.no_grad():
-            reached = self.world.imagine(self._state, action, streams, self.temperature)
-            reward, terminated = to_array(reached.reward.float()), self._terminations(reached.continues, streams)
-            self._state = reached.state
-            self._steps += 1
+            outcomes, infos = self._advance(action, streams)
             if begins.any():
                 self._begin(begins)
-                reward[begins], terminated[begins] = 0.0, False
+                outcomes = Outcomes(outcomes.reward.masked_fill(begins, 0.0), outcomes.terminated & ~begins)
+                infos = {name: value.masked_fill(begins, 0.0) for name, value in infos.items()}
             truncated = self._steps >= self.horizon
-            self._ended = terminated | truncated
+            self._ended = outcomes.terminated | truncated
             observation = self._observe(self._state)
+            written = self._infos(infos, ~begins)
             if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
-                infos = self._restart(observation)
-        return observation, reward, terminated, truncated, infos
+                observation, written = self._restart(observation, infos)
+        given = (observation, outcomes.reward, outcomes.terminated, truncated)
+        return (*(self._give(tensors) for tensors in given), written)  # type: ignore[return-value]
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What each dream looks like now: uint8 (H, W, 3) pictures."""
@@ -220,7 +231,9 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         """A copy of everything that the future depends on, for `set_state`."""
         streams = self._require_started()
         world = map_state(Tensor.clone, self._state)
-        return DreamState(world, self._steps.copy(), self._ended.copy(), streams.keys.clone(), streams.counters.clone())
+        return DreamState(
+            world, self._steps.clone(), self._ended.clone(), streams.keys.clone(), streams.counters.clone()
+        )
 
     def set_state(self, state: DreamState) -> Any:
         """Go on from where `get_state` was called: the same actions then bring the same dream.
@@ -238,38 +251,64 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             )
         device = self.world.device
         self._state = map_state(lambda leaf: leaf.to(device, copy=True), state.world)
-        self._steps, self._ended = state.steps.copy(), state.ended.copy()
+        self._steps, self._ended = (leaf.to(device, copy=True) for leaf in (state.steps, state.ended))
         self._streams = DreamStreams.at(state.keys, state.counters, device)
         with torch.no_grad():
-            return self._observe(self._state)
+            return self._give(self._observe(self._state))
+
+    def branch(self, n: int, shared_noise: bool = False) -> DreamVectorEnv:
+        """`n` copies of each dream, which go on from this moment: copy `j` of dream `i` is environment `i * n + j`.
+
+        Args:
+            n: copies.
+            shared_noise: whether the copies of a dream meet the same chance, so that only their actions tell them
+                apart; else each meets its own.
+        """
+        if n < 1:
+            raise ValueError(f"branch needs 1 copy or more, not {n}.")
+        now = self.get_state()
+        rows = torch.arange(self.num_envs, device=self.world.device).repeat_interleave(n)
+        branches = DreamVectorEnv(self.num_envs * n, self.model, **self.settings)
+        branches.set_state(DreamState(index_state(now.world, rows), *(leaf[rows] for leaf in now[1:])))
+        if not shared_noise:
+            branches._require_started().fork(n)
+        return branches
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments, beside `num_envs` and `model`, that make another such environment."""
+        same = ("observation", "keys", "start", "horizon", "termination", "temperature", "output", "autoreset_mode")
+        return {
+            **{name: getattr(self, name) for name in (*same, "render_mode")},
+            "seed": self._first_seed,
+            "disagreement_penalty": self.caution.penalty,
+            "disagreement_halt": self.caution.halt,
+            "halt_reward": self.caution.halt_reward,
+        }
 
     # -- beginnings -------------------------------------------------------------------------------------------
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None and self._streams is None:
-            seed = self._first_seed if self._first_seed is not None else int(self.np_random.integers(2**62))
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, (int, np.integer)):
+    def _seeds(self, seed: Seeds) -> list[int | None]:
+        first = self._streams is None
+        if seed is None and first:
+            seed = self._first_seed if self._first_seed is not None else self._any_seed()
+        if isinstance(seed, int | np.integer):
             super().reset(seed=int(seed))
-            return [int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"There are {len(seed)} seeds for {self.num_envs} environments.")
-        seeds = [None if s is None else operator.index(s) for s in seed]
-        if self._streams is None:
-            return [int(self.np_random.integers(2**62)) if s is None else s for s in seeds]
-        return seeds
+        seeds = listed_seeds(seed, self.num_envs)
+        return [self._any_seed() if s is None and first else s for s in seeds]
 
-    def _begin(
-        self, mask: np.ndarray, source: dict[str, Any] | None = None, seeds: list[int | None] | None = None
-    ) -> None:
+    def _any_seed(self) -> int:
+        return int(self.np_random.integers(2**62))
+
+    def _begin(self, mask: Tensor, source: dict[str, Any] | None = None, seeds: list[int | None] | None = None) -> None:
         """Begin the next episode in the environments of `mask` `(num_envs,)`."""
-        rows = self._indices(np.flatnonzero(mask))
+        rows = torch.nonzero(mask).squeeze(-1)
+        seeds = seeds or [None] * self.num_envs
         # On a copy: a reset that fails leaves the dream as it was.
         zeros = torch.zeros(self.num_envs, dtype=torch.int64)
         old = (self._streams.keys, self._streams.counters) if self._streams else (zeros, zeros)
         streams = DreamStreams.at(*old, device=self.world.device)
-        self._reseed(streams, mask, seeds or [None] * self.num_envs)
+        streams.begin(rows, [seeds[row] for row in rows.tolist()])
         noise = streams.borrow(rows)
         first = self._begin_with(rows, self.num_envs, source or {}, noise)
         streams.give_back(rows, noise)
@@ -277,28 +316,27 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
         if not mask.all():
             first = map_state(lambda old, new: old.index_copy(0, rows, new), self._state, first)
         self._state = first
-        self._steps[mask] = 0
-        self._ended[mask] = False
+        self._steps = self._steps.masked_fill(mask, 0)
+        self._ended = self._ended & ~mask
 
-    def _reseed(self, streams: DreamStreams, mask: np.ndarray, seeds: list[int | None]) -> None:
-        seeded = np.flatnonzero(mask & np.array([seed is not None for seed in seeds]))
-        continued = np.setdiff1d(np.flatnonzero(mask), seeded)
-        if len(seeded):
-            # Seeds of any size are folded into the 64 bits of a stream's seed.
-            folded = np.array([int(seeds[i] or 0) % 2**64 for i in seeded], dtype=np.uint64).astype(np.int64)
-            streams.reseed(self._indices(seeded), torch.from_numpy(folded))
-        if len(continued):
-            streams.next_episode(self._indices(continued))
-
-    def _restart(self, observation: Any) -> dict[str, Any]:
-        """Begin anew where episodes have just ended, in place; returns the last observations as infos."""
-        ended = self._ended.copy()
-        final = np.full(self.num_envs, None, dtype=object)
-        for i in np.flatnonzero(ended):
-            final[i] = row_of(observation, int(i))
+    def _restart(self, observation: Any, infos: dict[str, Tensor]) -> tuple[Any, dict[str, Any]]:
+        """Begin anew where episodes have just ended; the last observations and infos go into the infos."""
+        ended = self._ended
         self._begin(ended)
-        put_rows(observation, ended, self._observe(index_state(self._state, self._indices(np.flatnonzero(ended)))))
-        return {"final_obs": final, "_final_obs": ended, "final_info": {}, "_final_info": ended.copy()}
+        fresh = self._observe(index_state(self._state, ended))
+        final = {"final_obs": self._final(observation, ended), "final_info": self._infos(infos, ended)}
+        mask = {f"_{name}": self._give(ended) for name in final}
+        return put_rows(observation, ended, fresh), {**self._infos(infos, ~ended), **final, **mask}
+
+    def _final(self, observation: Any, ended: Tensor) -> Any:
+        """The observations that episodes ended with: of tensors the whole batch, of arrays one a row, as Gymnasium."""
+        if self.output == "torch":
+            return observation
+        final = np.full(self.num_envs, None, dtype=object)
+        arrays = to_arrays(observation)
+        for i in torch.nonzero(ended).squeeze(-1).tolist():
+            final[i] = row_of(arrays, i)
+        return final
 
     # -- parts of a step --------------------------------------------------------------------------------------
 
@@ -307,51 +345,52 @@ class DreamVectorEnv(VectorEnv[Any, np.ndarray, np.ndarray]):
             raise ResetNeeded("Call reset before step, render or get_state.")
         return self._streams
 
-    def _to_begin(self) -> np.ndarray:
+    def _to_begin(self) -> Tensor:
         """Which environments this step begins instead of stepping."""
         if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
             raise ResetNeeded(
-                f"The dreams {np.flatnonzero(self._ended).tolist()} have ended: reset them first "
+                f"The dreams {torch.nonzero(self._ended).squeeze(-1).tolist()} have ended: reset them first "
                 '(reset(options={"reset_mask": terminated | truncated})).'
             )
-        return self._ended.copy()
+        return self._ended
 
-    def _actions(self, actions: Any, ignored: np.ndarray) -> Tensor:
-        actions = np.asarray(actions)
-        if actions.shape[:1] != (self.num_envs,):
+    def _actions(self, actions: Any, ignored: Tensor) -> Tensor:
+        actions = actions if isinstance(actions, Tensor) else np.asarray(actions)
+        if tuple(actions.shape[:1]) != (self.num_envs,):
             raise ValueError(
-                f"Actions have shape {actions.shape}, but {self.num_envs} environments take {self.action_space.shape}."
+                f"Actions have shape {tuple(actions.shape)}, but {self.num_envs} environments take "
+                f"{self.action_space.shape}."
             )
         return self._read_actions(actions, ignored)
 
-    def _terminations(self, continues: Tensor, streams: DreamStreams) -> np.ndarray:
-        if self.termination == "never":
-            return np.zeros(self.num_envs, dtype=np.bool_)
-        if self.termination == "threshold":
-            return to_array(continues < 0.5)
-        # At 1 a dream surely goes on, at 0 it surely ends: the draw is in [0, 1).
-        return to_array(streams.uniform(self.num_envs, 1).squeeze(-1) >= continues)
+    def _advance(self, action: Tensor, streams: DreamStreams) -> tuple[Outcomes, dict[str, Tensor]]:
+        """The next states; what reaching them brings, and what is worth telling of each step."""
+        infos = {}
+        if self.world.has_ensemble:
+            infos["disagreement"] = self.world.disagreement(self._state, action).float()
+        reached = self.world.imagine(self._state, action, streams, self.temperature)
+        outcomes = outcomes_of(reached, self.termination, streams)
+        if infos:
+            outcomes = self.caution.apply(outcomes, infos["disagreement"])
+        self._state = reached.state
+        self._steps = self._steps + 1
+        return outcomes, infos
 
     def _observe(self, state: State) -> Any:
         features = self.world.features(state)
-        if self._latent:
-            return to_array(features.float())
-        keys, world = self._keys, self.world
-        decoded = world.decode(features) if keys is None else world.decode_keys(features, keys)
-        return self._write_observations(decoded)
+        if self.observation == "latent":
+            return features.float()
+        return self._write_observations(decode(self.world, features, self.keys))
 
-    def _indices(self, rows: np.ndarray) -> Tensor:
-        return torch.as_tensor(rows, dtype=torch.int64, device=self.world.device)
+    def _infos(self, infos: dict[str, Tensor], told: Tensor) -> dict[str, Any]:
+        """Infos as Gymnasium's vector environments have them: beside each entry which rows it is `told` of."""
+        given = {name: self._give(value) for name, value in infos.items()}
+        return given | {f"_{name}": self._give(told) for name in infos}
+
+    def _give(self, tensors: Any) -> Any:
+        return tensors if self.output == "torch" else to_arrays(tensors)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}.")
-
-
-def _horizon(horizon: int | None, max_episode_steps: int | None, env: Any) -> int:
-    given = [steps for steps in (horizon, max_episode_steps) if steps is not None]
-    steps = min(given) if given else env.get("max_episode_steps") or DEFAULT_HORIZON
-    if steps < 1:
-        raise ValueError(f"horizon (max_episode_steps) must be 1 or more, not {steps}.")
-    return int(steps)

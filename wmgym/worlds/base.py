@@ -148,6 +148,19 @@ class World(nn.Module, ABC):
         decoded = self.decode(features)
         return {key: decoded[key] for key in keys}
 
+    @property
+    def has_ensemble(self) -> bool:
+        """Whether `disagreement` can be asked for: a world keeps the members of its ensemble in `ensemble`."""
+        return len(getattr(self, "ensemble", ())) > 0
+
+    def disagreement(self, state: State, action: Tensor) -> Tensor:
+        """How far the predictions of an ensemble are apart about the step by `action` `(B, A)`, `(B,)`.
+
+        Raises:
+            ValueError: if the world has no ensemble.
+        """
+        raise ValueError(f"This {type(self).__name__} has no ensemble that could disagree.")
+
     def imagine(self, state: State, action: Tensor, noise: Noise, temperature: float = 1.0) -> Imagined:
         """One predicted step with its outcome: `transition`, then `outcome`."""
         reached = self.transition(state, action, noise, temperature)
