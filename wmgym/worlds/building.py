@@ -34,27 +34,30 @@ def require_fit(make: Callable[[], nn.Module], tensors: Mapping[str, Tensor], so
         Traceback (most recent call last):
         wmgym.files.CheckpointError: x.zip describes more parameters than it holds.
     """
-    with _no_more_than(sum(tensor.numel() for tensor in tensors.values()), source), torch.device("meta"):
+    with _not_much_more_than(tensors, source), torch.device("meta"):
         own = make().state_dict()
     for name, parameter in own.items():
         if name not in tensors:
             raise CheckpointError(f"{source} lacks the tensor '{prefix}{name}'.")
         if tensors[name].shape != parameter.shape:
             found, needed = tuple(tensors[name].shape), tuple(parameter.shape)
-            raise CheckpointError(f"{source}: the tensor '{prefix}{name}' has shape {found}, but {needed} is needed.")
+            raise CheckpointError(
+                f"{source}: the tensor '{prefix}{name}' has shape {found}, but the module needs {needed}."
+            )
     if unknown := sorted(set(tensors) - set(own)):
         raise CheckpointError(f"{source} has the unknown tensor '{prefix}{unknown[0]}'.")
 
 
 @contextmanager
-def _no_more_than(numbers: int, source: str) -> Iterator[None]:
-    """Let no more parameters be made within the block than so many numbers."""
-    made = 0
+def _not_much_more_than(tensors: Mapping[str, Tensor], source: str) -> Iterator[None]:
+    """Let no more than about twice as many parameters be made within the block: enough to say which is missing."""
+    most_numbers = 2 * sum(tensor.numel() for tensor in tensors.values()) + 1000
+    most_tensors = 2 * len(tensors) + 100
+    sizes: list[int] = []
 
     def count(module: nn.Module, name: str, parameter: Any) -> None:
-        nonlocal made
-        made += 0 if parameter is None else parameter.numel()
-        if made > numbers:
+        sizes.append(0 if parameter is None else parameter.numel())
+        if len(sizes) > most_tensors or sum(sizes) > most_numbers:
             raise CheckpointError(f"{source} describes more parameters than it holds.")
 
     handle = register_module_parameter_registration_hook(count)
