@@ -28,6 +28,7 @@ from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.zoo.hyperparams import overrides, read_preset
 from agents.zoo.registry import import_environments, is_ours, register_algorithms
 from agents.zoo.results import ResultRecorder, result_path
+from wmgym.files import CheckpointError
 from wmgym.real import DM_CONTROL, make_env
 
 EVALUATION_SEED = 10_000
@@ -191,9 +192,12 @@ class ZooExperiment(ExperimentManager):
             return ALGOS[self.algo].load(self.trained_agent, device=self.device)
         if self.args.anew:
             shutil.rmtree(self.resume_folder, ignore_errors=True)
-        if not self.resume_folder.is_dir():
+        try:
+            path = last_checkpoint(self.resume_folder)
+        except CheckpointError:  # none was begun, or the first one was being written when the run was killed
+            if self.args.resume:
+                raise
             return None
-        path = last_checkpoint(self.resume_folder)
         if not self.result_path().is_file():
             raise ValueError(f"{path} is of an interrupted run whose {self.result_path()} is gone: use --anew.")
         print(f"Resuming from {path}. (--anew begins again.)")

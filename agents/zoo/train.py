@@ -47,6 +47,7 @@ def build_parser(command: str = "train", description: str | None = __doc__) -> a
     add("--log", help="folder for progress.csv and TensorBoard")
     add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
     add("-i", "--trained-agent", default="", help="an agent to begin from")
+    add("--resume", action="store_true", help="go on with an interrupted run; it is an error if there is none")
     add("--anew", action="store_true", help="begin again where an interrupted run would be resumed")
     add("--save-freq", type=int, default=25_000, help="decisions between checkpoints to resume from")
     add("--log-interval", type=int, default=-1, help="episodes between lines of the log; -1: the algorithm's, -2: none")
