@@ -1,0 +1,108 @@
+"""Every moment of a recorded episode can be had again."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from wmgym.real import make_env
+from wmgym.trust.episodes import Returnable, record_episode
+from wmgym.trust.policies import (
+    ConstantPolicy,
+    NoisyPolicy,
+    RandomPolicy,
+    Seeing,
+    WavePolicy,
+    in_space,
+    simple_policies,
+)
+
+BOX = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "jumps"),
+    [
+        ("dm_control/walker-walk-v0", True),
+        ("dm_control/reacher-easy-v0", True),  # its target is drawn into the model at each reset
+        ("InvertedPendulum-v5", True),
+        ("CartPole-v1", False),
+    ],
+)
+def test_the_same_actions_from_the_same_moment_bring_the_same(env_id: str, jumps: bool) -> None:
+    env = Returnable(make_env(env_id))
+    episode = record_episode(env, "random", RandomPolicy(env.action_space, 0), seed=5, max_steps=30)
+    assert (episode.physics is not None) == jumps
+    record_episode(env, "random", RandomPolicy(env.action_space, 1), seed=6, max_steps=10)
+    for t in (len(episode) // 2, 1, len(episode) - 3):
+        env.return_to(episode, t)
+        for k in range(t, len(episode)):
+            seen, reward, *_ = env.step(episode.env_action[k])
+            np.testing.assert_array_equal(seen, episode.observation["observation"][k + 1])
+            assert np.float32(reward) == episode.reward[k + 1]
+
+
+def test_an_episode_is_aligned_as_worlds_read_it() -> None:
+    env = Returnable(make_env("CartPole-v1"))
+    episode = record_episode(env, "push", ConstantPolicy(env.action_space, 0.9), seed=1, max_steps=100)
+    assert episode.terminated
+    assert len(episode.reward) == len(episode.observation["observation"]) == len(episode) + 1
+    assert episode.reward[0] == 0
+    assert episode.total == len(episode)
+    assert episode.continues.tolist() == [1.0] * len(episode) + [0.0]
+    assert set(episode.env_action.tolist()) == {1}
+
+
+@pytest.mark.parametrize("space", [BOX, spaces.Discrete(3), spaces.Discrete(3, start=5)])
+def test_simple_policies_act_within_any_space_and_differ(space: spaces.Space) -> None:
+    seen = np.zeros((4, 2), np.float32)
+    tracks = []
+    for policy in simple_policies(space).values():
+        state, actions = None, []
+        for t in range(30):
+            action, state = policy.predict(seen, state, np.full(4, t == 0))
+            assert all(space.contains(row) for row in action)
+            actions.append(action)
+        tracks.append(np.array(actions))
+    assert len(tracks) == 8
+    same = sum(np.array_equal(a, b) for i, a in enumerate(tracks) for b in tracks[:i])
+    assert same == 0
+
+
+def test_clocks_begin_anew_with_an_episode() -> None:
+    policy, seen = WavePolicy(BOX, 8), np.zeros((2, 2))
+    first, state = policy.predict(seen, None, np.array([True, True]))
+    _, state = policy.predict(seen, state, np.array([False, False]))
+    again, _ = policy.predict(seen, state, np.array([True, False]))
+    np.testing.assert_array_equal(again[0], first[0])
+    assert not np.array_equal(again[1], first[1])
+
+
+def test_noise_takes_over_as_often_as_it_says_and_says_so() -> None:
+    told: list[np.ndarray] = []
+
+    class Remembers(ConstantPolicy):
+        def did(self, state: tuple[np.ndarray, ...], action: np.ndarray) -> tuple[np.ndarray, ...]:
+            told.append(action)
+            return state
+
+    noisy = NoisyPolicy(Remembers(BOX), BOX, epsilon=0.3, seed=0)
+    actions = np.concatenate([noisy.predict(np.zeros((50, 2)))[0] for _ in range(40)])
+    slipped = (actions != in_space(np.zeros((1, 2)), BOX)).any(1)
+    assert 0.25 < slipped.mean() < 0.35
+    np.testing.assert_array_equal(np.concatenate(told), actions)
+    with pytest.raises(ValueError, match="probability"):
+        NoisyPolicy(ConstantPolicy(BOX), BOX, epsilon=2.0, seed=0)
+
+
+def test_a_policy_of_the_state_ignores_the_picture() -> None:
+    policy = Seeing(ConstantPolicy(BOX), ["state"])
+    action, _ = policy.predict({"image": np.zeros((3, 8, 8, 3)), "state": np.zeros((3, 2))})
+    assert action.shape == (3, 2)
+
+
+def test_any_gymnasium_environment_can_be_recorded() -> None:
+    env = Returnable(gym.make("CartPole-v1"))
+    assert env.physics() is None
