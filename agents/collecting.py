@@ -25,14 +25,22 @@ class Collecting(Healthy):
     """The collecting half of `WorldModelAgent`'s loop."""
 
     learning_starts: int
+    exploration_noise: float = 0.0
+    """Deviation of the noise on continuous actions, or the probability of a random discrete one."""
     _env_faults = 0
     """How often an environment failed, was cut short and begun again."""
     _learning_pending = False
     """Whether the last step's updates are still to come: so it is for what a callback saves."""
 
     def _explore(self, action: Tensor) -> Tensor:
-        """What is done to the policy's action `(B, A)` while collecting; nothing by default."""
-        return action
+        """What is done to the policy's action `(B, A)` while collecting: `exploration_noise`."""
+        if self.exploration_noise <= 0:
+            return action
+        noise = self.policy.noise
+        if isinstance(self.action_space, spaces.Discrete):
+            swap = noise.uniform(self.n_envs, 1) < self.exploration_noise
+            return torch.where(swap, self._random_action(), action)
+        return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
 
     @contextmanager
     def _anew_after_error(self) -> Iterator[None]:

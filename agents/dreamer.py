@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
 from agents.base import WorldModelAgent
-from agents.health import require_finite
 from agents.imagination import (
     ReturnRange,
     Rollout,
@@ -212,24 +211,6 @@ class Dreamer(WorldModelAgent):
         entropy = dreams.policy.entropy()
         loss = -(weights * (objective + self.entropy_scale * entropy)).mean()
         return loss, {"actor_entropy": entropy.mean(), "return_scale": scale}
-
-    def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:
-        """One optimiser step on `loss`; returns the gradient's norm before clipping."""
-        require_finite({f"{name} loss": loss})
-        self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip, foreach=True)
-        self.optimizers[name].step()
-        return norm
-
-    def _explore(self, action: Tensor) -> Tensor:
-        if self.exploration_noise <= 0:
-            return action
-        noise = self.policy.noise
-        if isinstance(self.action_space, spaces.Discrete):
-            swap = noise.uniform(self.n_envs, 1) < self.exploration_noise
-            return torch.where(swap, self._random_action(), action)
-        return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
 
 
 def flagship_world(

@@ -68,6 +68,8 @@ class Healthy(Storable):
     """
 
     noise: Noise
+    clip: float
+    """Largest gradient norm of each network."""
     max_skipped_updates: int
     _skipped_updates = 0
     _skipped_in_a_row = 0
@@ -79,6 +81,15 @@ class Healthy(Storable):
             {f"world's {name} loss": part for name, part in loss.parts.items()} | {"world's loss": loss.total}
         )
         return loss
+
+    def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:
+        """One optimiser step on `loss`; returns the gradient's norm before clipping."""
+        require_finite({f"{name} loss": loss})
+        self.optimizers[name].zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip, foreach=True)
+        self.optimizers[name].step()
+        return norm
 
     @contextmanager
     def _skipping_spoilt(self) -> Iterator[None]:

@@ -55,8 +55,7 @@ class PlanningPolicy(WorldModelPolicy):
     ) -> None:
         super().__init__(observation_space, action_space, world, {})
         self.planner, self.warm_start = planner, warm_start
-        fields = (*world.initial(1)._fields, "plan")
-        self._with_plan: Any = namedtuple("PlannedState", fields)
+        self._with_plan = _with_plan(world.initial(1))
 
     def initial_carry(self, batch_size: int) -> Carry:
         """See `WorldModelPolicy.initial_carry`; with warm start the plan is zero, `(B, H, A)`."""
@@ -253,25 +252,14 @@ class PlaNet(WorldModelAgent):
         return self.updates_per_episode * float(self._last_episode_starts.sum())  # type: ignore[union-attr]
 
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        loss = self.world.loss(batch, self.noise)
+        loss = self._world_loss(batch)
         norm = self._descend("world", loss.total, self.world)
         return {**loss.parts, **loss.metrics, "world_grad_norm": norm}
 
-    def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:
-        self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip, foreach=True)
-        self.optimizers[name].step()
-        return norm
 
-    def _explore(self, action: Tensor) -> Tensor:
-        if self.exploration_noise <= 0:
-            return action
-        noise = self.policy.noise
-        if isinstance(self.action_space, spaces.Discrete):
-            swap = noise.uniform(self.n_envs, 1) < self.exploration_noise
-            return torch.where(swap, self._random_action(), action)
-        return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
+def _with_plan(state: State) -> Any:
+    """The kind of `state` with one more leaf, `plan`."""
+    return namedtuple("PlannedState", (*state._fields, "plan"))
 
 
 def _search(name: str, horizon: int, candidates: int, elites: int, iterations: int | None) -> Planner:

@@ -50,7 +50,7 @@ def plannable(
         return ImaginedPlans(inner.world, inner.get_state().world, value, discount)
     if value is not None:
         raise TypeError("A simulator has no features that a value could be read from: leave value out.")
-    return SimulatedPlans([where] if isinstance(where, gym.Env) else where, discount)
+    return SimulatedPlans([where] if isinstance(where, gym.Env) else where, discount)  # type: ignore[arg-type]
 
 
 class Shared:

@@ -35,8 +35,11 @@ class Plannable(Protocol):
     """Somewhere that plans can be tried: `num_envs` environments, each in a state of its own."""
 
     num_envs: int
-    action_space: spaces.Box | spaces.Discrete
     device: torch.device
+
+    @property
+    def action_space(self) -> spaces.Box | spaces.Discrete:
+        """Of one environment."""
 
     def returns(self, plans: Tensor, noise: Noise) -> Tensor:
         """What plans `(H, N, J, A)`, actions as a world reads them, are expected to bring, `(N, J)`."""

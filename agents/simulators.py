@@ -33,6 +33,8 @@ class SimulatedPlans:
     device = torch.device("cpu")
 
     def __init__(self, envs: Sequence[gym.Env], discount: float = 1.0) -> None:
+        if not isinstance(envs, Sequence):
+            raise TypeError(f"{envs} cannot be planned in: give its environments as a list.")
         self.simulators = [Simulator(env) for env in envs]
         self.num_envs, self.discount = len(envs), discount
         self.action_space: spaces.Box = envs[0].action_space  # type: ignore[assignment]

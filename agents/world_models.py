@@ -204,7 +204,7 @@ class WorldModels(StagedAgent):
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
         """V and M at once, on the same sequences; `learn` fits one after the other instead."""
         loss = self.world.loss(batch, self.noise)
-        self._descend(loss.total, "vision", "memory")
+        self._descend_together(loss.total, "vision", "memory")
         return loss.parts
 
     def _vision_step(self) -> None:
@@ -214,7 +214,7 @@ class WorldModels(StagedAgent):
         batch = self.replay_buffer.sample(self.vision_batch, 1, device=self.device)
         _, terms = self.world.vae.loss({key: value[0] for key, value in batch.observation.items()}, self.noise)
         means = {f"{name}_loss": term.mean() for name, term in terms.items()}
-        self._descend(torch.stack(list(means.values())).sum(), "vision")
+        self._descend_together(torch.stack(list(means.values())).sum(), "vision")
         self._note(means)
 
     def _memory_step(self) -> None:
@@ -225,7 +225,7 @@ class WorldModels(StagedAgent):
         self._set_memory_rate()
         with matmul_precision(self.precision):
             parts, _ = self.world.memory_loss(code_of(batch).sample(self.noise), batch)
-            self._descend(torch.stack(list(parts.values())).sum(), "memory")
+            self._descend_together(torch.stack(list(parts.values())).sum(), "memory")
         self._note(parts)
 
     def _open_codes(self) -> SequenceReplay:
@@ -243,7 +243,7 @@ class WorldModels(StagedAgent):
         for group in self.optimizers["memory"].param_groups:
             group["lr"] = rate
 
-    def _descend(self, loss: Tensor, *names: str) -> None:
+    def _descend_together(self, loss: Tensor, *names: str) -> None:
         for name in names:
             self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
