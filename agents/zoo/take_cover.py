@@ -39,10 +39,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--decisions", type=int, default=50_000, help="random decisions collected in the real game")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes of each evaluation")
-    parser.add_argument("--table-generations", type=int, default=40, help="of C at each further temperature")
+    parser.add_argument("--table-generations", type=int, default=25, help="of C at each further temperature")
     parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     parser.add_argument("--out", type=Path, default=Path("runs/take_cover"))
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
 
@@ -54,7 +55,7 @@ class TakeCover:
         self.args = args
         self.started = time.time()
         self.settings = {**load_preset("world_models", TAKE_COVER, "default"), **overrides(args.set)}
-        self.agent = WorldModels(TAKE_COVER, seed=args.seed, interrupt_folder=args.out, **self.settings)
+        self.agent = self.interrupted() if args.resume else self.new_agent()
         self.data: dict[str, Any] = {
             "algo": "world_models",
             "preset": "default",
@@ -74,6 +75,16 @@ class TakeCover:
             "table": [],
         }
 
+    def new_agent(self) -> WorldModels:
+        """An agent that has learnt nothing."""
+        return WorldModels(TAKE_COVER, seed=self.args.seed, interrupt_folder=self.args.out, **self.settings)
+
+    def interrupted(self) -> WorldModels:
+        """The agent that Ctrl-C saved, in the middle of its stage."""
+        path = self.args.out / f"worldmodels-{TAKE_COVER}-interrupted.zip"
+        lengths = {name: self.settings[name] for name in ("vision_updates", "memory_updates", "generations")}
+        return WorldModels.load(path, device="cpu", interrupt_folder=self.args.out, **lengths)
+
     def run(self) -> Path:
         """Everything, in order; returns the result file."""
         path = self.write()
@@ -81,8 +92,14 @@ class TakeCover:
         self.write()
         self.learn()
         self.write()
+        own = self.settings["temperature"]
+        self.row(own)
         for temperature in self.args.temperatures:
-            self.row(temperature)
+            if temperature != own:
+                self.agent.evolve(temperature=temperature, generations=self.args.table_generations)
+                self.agent.save(self.args.out / f"world_models_{temperature}.zip")
+                self.row(temperature)
+        self.data["table"].sort(key=lambda row: row["temperature"])
         self.data["complete"] = True
         return self.write(path)
 
@@ -90,7 +107,7 @@ class TakeCover:
         """Collect, V, M, and C at the preset's temperature."""
         agent, out = self.agent, self.args.out
         agent.set_logger(configure(str(out), ["csv"]))
-        agent.learn(self.args.decisions, log_interval=1)
+        agent.learn(self.args.decisions - agent.num_timesteps, log_interval=1, reset_num_timesteps=not self.args.resume)
         agent.save(out / "world_models.zip", include=["replay_buffer"])
         self.data["costs"] = agent.costs
         self.data["episodes_collected"] = agent._episode_num
@@ -100,11 +117,6 @@ class TakeCover:
 
     def row(self, temperature: float) -> None:
         """One line of the table: C of this temperature in its dream and in the game."""
-        if temperature != self.settings["temperature"]:
-            self.agent.evolve(temperature=temperature, generations=self.args.table_generations)
-            self.agent.save(self.args.out / f"world_models_{temperature}.zip")
-        else:
-            self.agent = WorldModels.load(self.args.out / "world_models.zip", device="cpu")
         dream, real = self.agent.dream(self.args.episodes), self.play(self.agent)
         self.data["table"].append(
             {

@@ -1,0 +1,252 @@
+"""World Models: its stages, its dreams, its evolution, and the same behaviour as the other agents'."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from agents import WorldModels
+from agents.controllers import Controller
+from agents.rollouts import dream_returns, real_returns
+from wmgym.nets.coders import CoderConfig
+from wmgym.random import ModeNoise, TorchNoise
+from wmgym.real import make_vec
+from wmgym.worlds.base import index_state
+from wmgym.worlds.mdn_rnn import MDNRNN, MDNRNNConfig
+
+TINY: dict[str, Any] = {
+    "latent": 3, "hidden": 8, "vision_updates": 6, "vision_batch": 8, "memory_updates": 6, "batch_size": 4,
+    "batch_length": 8, "generations": 6, "population": 4, "rollouts": 2, "evaluate_every": 3, "evaluate_rollouts": 4,
+    "dream_horizon": 10, "seed": 0, "device": "cpu",
+}  # fmt: skip
+
+
+def tiny(env: Any = "test/Reach-v0", **changes: Any) -> WorldModels:
+    return WorldModels(env, **{**TINY, **changes})
+
+
+def learnt(agent: WorldModels) -> dict[str, Any]:
+    """All that a run leaves behind, as far as it can be compared."""
+    optimizers = {
+        f"{name}/{index}/{key}": value
+        for name, optimizer in agent.optimizers.items()
+        for index, moments in optimizer.state_dict()["state"].items()
+        for key, value in moments.items()
+    }
+    return {**agent.policy.state_dict(), **optimizers, "generator": agent.generator.get_state()}
+
+
+def assert_same(one: WorldModels, two: WorldModels) -> None:
+    left, right = learnt(one), learnt(two)
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+    assert one.history == two.history
+    assert (one.num_timesteps, one._n_updates) == (two.num_timesteps, two._n_updates)
+
+
+# -- C in dreams ----------------------------------------------------------------------------------------------
+
+
+def small_world(**changes: Any) -> MDNRNN:
+    torch.manual_seed(0)
+    coder = CoderConfig(units=8, layers=1, symlog=False)
+    config = MDNRNNConfig(latent=3, hidden=5, coder=coder, **changes)
+    return MDNRNN(spaces.Box(-9, 9, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32), config)
+
+
+def test_all_candidates_and_rollouts_are_one_batch_of_the_same_dreams() -> None:
+    world = small_world(predict_end=False)
+    controller = Controller(world.feature_size, world.action_space)
+    candidates, starts = torch.randn(3, controller.size), world.initial(4)._replace(latent=torch.randn(4, 3))
+    returns, steps = dream_returns(world, controller, candidates, starts, 2, 6, ModeNoise())
+    assert steps == 3 * 2 * 6
+    for p in range(3):
+        controller.weights.copy_(candidates[p])
+        state, total = index_state(starts, torch.tensor([2])), 0.0  # ModeNoise's uniform numbers are one half
+        for _ in range(6):
+            action = controller(world.features(state)).mode()
+            state, reward, _ = world.imagine(state, action, ModeNoise())
+            total += reward.item()
+        assert returns[p].tolist() == pytest.approx([total, total], rel=1e-4)
+
+
+def test_a_dream_that_has_ended_earns_no_more() -> None:
+    world = small_world()
+    controller = Controller(world.feature_size, world.action_space)
+    with torch.no_grad():
+        world.end_head.weight.zero_()  # type: ignore[union-attr]
+        world.reward_head.weight.zero_()  # type: ignore[union-attr]
+        world.reward_head.bias.fill_(1.0)  # type: ignore[union-attr]
+
+    def mean_length(end_logit: float, ends: Any) -> float:
+        world.end_head.bias.data.fill_(end_logit)  # type: ignore[union-attr]
+        noise = TorchNoise(torch.Generator().manual_seed(0))
+        candidates = torch.zeros(2, controller.size)
+        returns, steps = dream_returns(world, controller, candidates, world.initial(1), 2000, 40, noise, ends=ends)
+        assert steps == returns.sum()
+        return returns.mean().item()
+
+    assert mean_length(50.0, "sample") == mean_length(1.0, "threshold") == 1.0
+    assert mean_length(-1.0, "threshold") == mean_length(50.0, "never") == 40.0
+    assert mean_length(0.0, "sample") == pytest.approx(2.0, rel=0.05)  # each step ends one in two
+
+
+def test_each_candidate_is_judged_by_its_own_real_episodes(counter: Any) -> None:
+    agent = tiny(counter(length=7), real_envs=0).learn(30)
+    candidates = torch.randn(5, agent.policy.actor.size)
+    returns, steps = real_returns(agent.get_env(), agent.policy, candidates, rollouts=3)
+    assert returns.tolist() == [[28.0] * 3] * 5  # 1 + 2 + ... + 7
+    assert steps == 5 * 3 * 7
+
+    venv = make_vec("test/Reach-v0", 2, seed=0)
+    agent = tiny("test/Reach-v0").learn(30)
+    returns, steps = real_returns(venv, agent.policy, candidates[:, : agent.policy.actor.size], rollouts=2)
+    assert steps == 5 * 2 * 20
+    assert len(set(returns.flatten().tolist())) > 5
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_one_layer_chooses_among_discrete_actions(ordered: bool) -> None:
+    controller = Controller(2, spaces.Discrete(3), ordered=ordered, bias=False)
+    assert controller.size == (2 if ordered else 6)
+    with torch.no_grad():
+        controller.weights.copy_(torch.tensor([1.0, 0.0] if ordered else [-1.0, 0.0, 1.0, 0.0, 0.0, 0.0]))
+    actions = controller(torch.tensor([[-5.0, 0.0], [0.0, 0.0], [5.0, 0.0]])).mode()
+    assert actions.sum(-1).tolist() == [1.0] * 3
+    expected = [0, 1, 2] if ordered else [0, 0, 2]
+    assert actions.argmax(-1).tolist() == expected
+
+
+# -- learning -------------------------------------------------------------------------------------------------
+
+REACHING: dict[str, Any] = {
+    "latent": 4, "hidden": 32, "vision_updates": 400, "vision_batch": 64, "memory_updates": 300, "batch_size": 32,
+    "batch_length": 21, "memory_learning_rate": 5e-3, "learning_rate": 3e-3, "generations": 30, "population": 16,
+    "rollouts": 16, "sigma": 0.5, "evaluate_every": 10, "evaluate_rollouts": 64, "dream_horizon": 20, "hold": 10,
+}  # fmt: skip
+
+
+def test_c_learns_in_the_dream_alone_and_acts_in_the_real_environment() -> None:
+    agent = tiny(**REACHING).learn(2000)
+    env = make_vec("test/Reach-v0", 5, seed=77)
+    agent_mean, _ = evaluate_policy(agent, env, 40, deterministic=True, warn=False)
+    agent.policy.actor.weights.zero_()
+    still_mean, _ = evaluate_policy(agent, env, 40, deterministic=True, warn=False)
+    assert agent.num_timesteps == 2000  # C took no real step
+    assert agent.evolution_steps == 0
+    # Standing still earns about 20 * (1 - 2/3), being there at once nearly 20.
+    assert agent_mean > still_mean + 4
+
+
+def test_c_learns_in_the_real_environment() -> None:
+    agent = tiny(**{**REACHING, "train_in": "real", "real_envs": 0, "generations": 15, "rollouts": 4}).learn(500)
+    assert agent.evolution_steps == (15 * 16 * 4 + 2 * 64) * 20
+    assert max(row["mean"] for row in agent.history) > agent.history[0]["mean"] + 2
+
+
+def test_iterations_share_out_the_decisions_and_roll_out_c() -> None:
+    agent = tiny(iterations=2, generations=3)
+    chosen: list[bool] = []
+    agent.learn(100, callback=lambda *_: chosen.append(bool(agent.policy.actor.weights.any())) or True)
+    assert chosen == [False] * 50 + [True] * 50
+    assert [row["iteration"] for row in agent.history] == [0] * 3 + [1] * 3
+    assert agent._n_updates == 2 * (6 + 6 + 3)
+    more = agent.num_timesteps + 20
+    assert agent.learn(20, reset_num_timesteps=False).num_timesteps == more
+
+
+def test_evolving_again_leaves_the_world_as_it_is() -> None:
+    agent = tiny().learn(60)
+    world = {name: value.clone() for name, value in agent.world.state_dict().items()}
+    agent.evolve(temperature=0.1, generations=2)
+    assert agent.temperature == 0.1
+    assert len(agent.history) == 2
+    assert agent.policy.actor.weights.any()
+    assert all(torch.equal(value, world[name]) for name, value in agent.world.state_dict().items())
+    assert agent.dream(5).shape == (5,)
+
+
+# -- as the other agents --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "test/Reach-v0"])
+def test_the_seed_decides_everything(env: str) -> None:
+    one, two, other = (tiny(env, n_envs=2, seed=seed).learn(80) for seed in (3, 3, 4))
+    assert_same(one, two)
+    assert not torch.equal(one.policy.actor.weights, other.policy.actor.weights)
+
+
+@pytest.mark.parametrize(("stage", "at"), [("_vision_step", 4), ("_memory_step", 3), ("_controller_step", 4)])
+def test_what_is_interrupted_goes_on_within_its_stage(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str, at: int
+) -> None:
+    unbroken = tiny("CartPole-v1", iterations=2).learn(120)
+    original, calls = getattr(WorldModels, stage), [0]
+
+    def interrupted(self: WorldModels) -> None:
+        original(self)
+        calls[0] += 1
+        if calls[0] == at:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(WorldModels, stage, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tiny("CartPole-v1", iterations=2, interrupt_folder=tmp_path).learn(120)
+    saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
+    assert saved._stage_step == at
+    monkeypatch.undo()
+    assert saved.num_timesteps == 60
+    assert_same(saved.learn(60, reset_num_timesteps=False), unbroken)
+
+
+def test_what_is_loaded_acts_and_dreams_as_what_was_saved(tmp_path: Path) -> None:
+    agent = tiny("CartPole-v1", temperature=1.15, ordered=True).learn(60)
+    path = agent.save(tmp_path / "agent")
+    again = WorldModels.load(path, device="cpu")
+    assert (again.temperature, again.ordered, again.world_config) == (1.15, True, agent.world_config)
+    assert again.history == agent.history
+    observations = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
+    actions, state = agent.predict(observations, deterministic=True)
+    for _ in range(3):
+        np.testing.assert_array_equal(again.predict(observations, deterministic=True)[0], actions)
+    assert [np.shape(leaf) for leaf in state] == [(20, 3), (20, 8), (20, 8), (20, 2)]  # type: ignore[union-attr]
+    dream = gym.make("Dream-v0", model=str(path), temperature=1.15)
+    assert dream.reset(seed=0)[0] in dream.observation_space
+
+
+def test_pictures_are_seen_by_convolutions(needs_rendering: None) -> None:
+    agent = tiny("CartPole-v1", observation="pixels", depth=2, generations=2).learn(40)
+    observation = agent.get_env().reset()
+    assert observation.shape == (1, 64, 64, 3)
+    action, _ = agent.predict(observation, deterministic=True)
+    assert action.shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"train_in": "bed"}, "train_in='bed'"),
+        ({"ends": "maybe"}, "ends='maybe'"),
+        ({"population": 1}, "population must be"),
+        ({"generations": 2.5}, "generations must be"),
+        ({"temperature": -1.0}, "temperature must not be negative"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tiny(**wrong)
+
+
+def test_there_is_nothing_to_evolve_in_before_learning() -> None:
+    with pytest.raises(ValueError, match="call learn first"):
+        tiny().evolve()
+    with pytest.raises(ValueError, match="latent has no part in evolution"):
+        tiny().learn(40).evolve(latent=3)
