@@ -16,7 +16,7 @@ COMMANDS = {
     "export": "make a small, ready-trained checkpoint with its card",
     "demo": "the main job from end to end, in ten minutes",
 }
-_NEED_RL_ZOO = {"train", "enjoy", "benchmark", "plot", "tune"}
+_WITHOUT_RL_ZOO = {"demo"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"There is no command {command!r}: use one of {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
-    if command in _NEED_RL_ZOO and importlib.util.find_spec("rl_zoo3") is None:
+    if command not in _WITHOUT_RL_ZOO and importlib.util.find_spec("rl_zoo3") is None:
         print(f"{command!r} needs RL Zoo: pip install 'wmgym[zoo]'.", file=sys.stderr)
         return 1
     return int(importlib.import_module(f"agents.zoo.{command}").main(arguments[1:]) or 0)

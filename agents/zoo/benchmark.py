@@ -176,12 +176,14 @@ def main(arguments: list[str] | None = None) -> int:
     if args.list:
         print("\n".join(" ".join(benchmark.command(run)[1:]) for run in to_do))
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs must be told, as on Ctrl-C
     try:
         failed = benchmark.run(args.processes)
     except KeyboardInterrupt:
         print("Interrupted; every run has saved. The same command goes on.")
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 1 if failed else 0
 
 

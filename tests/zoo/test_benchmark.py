@@ -28,7 +28,7 @@ SUITE = {
         "about": "one small task",
         "agents": ["dreamer"],
         "envs": ["CartPole-v1"],
-        "seeds": [0, 1],
+        "seeds": [0],
         "env_steps": 80,
         "observation": "state",
     }
@@ -64,7 +64,7 @@ def test_a_suite_leaves_out_what_is_done(tmp_path: Path) -> None:
 def test_a_suite_that_was_interrupted_goes_on_and_is_then_skipped(tmp_path: Path) -> None:
     """The whole of it in processes: Ctrl-C once a run has begun to learn, the same command again, and once more."""
     (tmp_path / "suites.yml").write_text(yaml.safe_dump(SUITE))
-    options = ["tiny", "--suites", str(tmp_path / "suites.yml"), "--processes", "2", "--results", str(tmp_path / "r")]
+    options = ["tiny", "--suites", str(tmp_path / "suites.yml"), "--results", str(tmp_path / "r")]
     options += ["-f", str(tmp_path / "runs"), "--eval-every", "40", "--eval-episodes", "2", "--set", *TINY]
     command = [sys.executable, "-m", "agents.zoo", "benchmark", *options]
     first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -74,7 +74,7 @@ def test_a_suite_that_was_interrupted_goes_on_and_is_then_skipped(tmp_path: Path
     assert first.wait() == 130
     assert benchmark.main(options) == 0
     results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("r/*/*/*.json")}
-    assert sorted(results) == ["default-seed0", "default-seed1"]
+    assert sorted(results) == ["default-seed0"]
     assert all(result["complete"] and result["env_steps"] == [0, 40, 80] for result in results.values())
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("r/*/*/*.json")}
     assert benchmark.main(options) == 0

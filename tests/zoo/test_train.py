@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rl_zoo3.train
 import yaml
 from stable_baselines3 import SAC
 
 from agents import ALGORITHMS, Dreamer
 from agents.zoo import manager, train
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
-from agents.zoo.registry import import_environments
+from agents.zoo.registry import import_environments, register_algorithms
 
 TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
 TINY += ["learning_starts=40", "train_ratio=4"]
@@ -120,6 +121,19 @@ def test_sac_learns_a_dm_control_task_with_numbers_among_its_observations(tmp_pa
     agent = SAC.load(tmp_path / "runs/default/sac/dm_control-walker-walk-v0_1/dm_control-walker-walk-v0.zip")
     assert agent.observation_space.shape == (24,)
     assert agent.num_timesteps == 60
+
+
+def test_rl_zoos_own_command_trains_our_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a `custom_envs.py` with `register_algorithms()` in it makes possible."""
+    register_algorithms()
+    file = str(files("zoo_configs") / "dreamer.yml")
+    named = ["--algo", "dreamer", "--env", "CartPole-v1", "--conf-file", file, "-n", "60", "--eval-freq", "30"]
+    tiny = [pair.replace("=", ":") for pair in TINY]
+    options = ["--eval-episodes", "1", "-f", str(tmp_path), "--seed", "0", "--verbose", "0", "-params", *tiny]
+    monkeypatch.setattr("sys.argv", ["train", *named, *options])
+    rl_zoo3.train.train()
+    assert Dreamer.load(tmp_path / "dreamer/CartPole-v1_1/CartPole-v1.zip").num_timesteps == 60
+    assert np.load(tmp_path / "dreamer/CartPole-v1_1/evaluations.npz")["timesteps"].tolist() == [30, 60]
 
 
 # -- hyperparameters ------------------------------------------------------------------------------------------
