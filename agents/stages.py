@@ -33,7 +33,6 @@ class StagedAgent(WorldModelAgent):
     memory_updates: int
     generations: int
     hold: int
-    exploration: float
 
     _KEPT = ("_iteration", "_stage", "_stage_step", "_begun", "_best_score", "evolution_steps", "history", "costs")
     """What of the state is JSON."""
@@ -112,10 +111,10 @@ class StagedAgent(WorldModelAgent):
             while self._stage_step < count:
                 if interrupt.requested:
                     return False
-                with self._timed():
+                with self._timed(), self._skipping_spoilt():
                     step()
                 self._stage_step += 1
-                self._n_updates += 1
+                self._saved_whole = (-1, None)  # what was saved in an earlier stage no longer says it all
                 if log_interval and self._stage_step % max(1, count // 20) == 0:
                     self._dump_stage(count)
             self._finish_stage()
@@ -166,10 +165,6 @@ class StagedAgent(WorldModelAgent):
             length = np.where(going, left, length)
         self._held = draw, length - 1
         return draw
-
-    def _explore(self, action: Tensor) -> Tensor:
-        swap = self.policy.noise.uniform(self.n_envs, 1) < self.exploration
-        return torch.where(swap, self._random_action(), action)
 
     # -- in files ---------------------------------------------------------------------------------------------
 

@@ -81,7 +81,8 @@ class WorldModels(StagedAgent):
         starts: where dreams begin, at first steps of "episode"s or at "any" step.
         real_envs: processes in which C's real episodes run, when `env` is an id; 0: in the environment it has.
         hold: a random action is held for 1 to this many decisions.
-        exploration: probability of a random action while C collects.
+        exploration_noise: while C collects, deviation of the noise on continuous actions; for discrete ones the
+            probability of a random one.
         options: the rest of `WorldModelAgent`'s arguments.
 
     Attributes:
@@ -133,7 +134,7 @@ class WorldModels(StagedAgent):
         starts: Literal["episode", "any"] = "episode",
         real_envs: int = 2,
         hold: int = 1,
-        exploration: float = 0.1,
+        exploration_noise: float = 0.1,
         **options: Any,
     ) -> None:
         coder = CoderConfig(depth=depth, squash=True, symlog=False, bfloat16=precision == "bfloat16")
@@ -147,7 +148,7 @@ class WorldModels(StagedAgent):
         self.sigma, self.weight_decay = sigma, weight_decay
         self.evaluate_every, self.evaluate_rollouts = evaluate_every, evaluate_rollouts
         self.temperature, self.ends, self.dream_horizon, self.starts = temperature, ends, dream_horizon, starts
-        self.real_envs, self.hold, self.exploration = real_envs, hold, exploration
+        self.real_envs, self.hold, self.exploration_noise = real_envs, hold, exploration_noise
         self._check_own_arguments()
         self._begin_stages()
         self._codes: SequenceReplay | None = None
@@ -174,11 +175,9 @@ class WorldModels(StagedAgent):
             value = getattr(self, name)
             if not isinstance(value, int) or value < minimum:
                 raise ValueError(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
-        if self.temperature < 0 or not 0 <= self.exploration <= 1:
-            raise ValueError(
-                "temperature must not be negative, and exploration is a probability: "
-                f"{self.temperature}, {self.exploration}."
-            )
+        for name in ("temperature", "exploration_noise", "sigma"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")
 
     # -- networks ---------------------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ from wmgym.replay_files import (
     write_zip,
 )
 from wmgym.replay_storage import FLAGS, INDEX, OBSERVATION_PREFIX, RingStorage, grouped, step_fields
-from wmgym.replay_streams import Streams, check_state
+from wmgym.replay_streams import Streams, begin_stretch, check_state
 from wmgym.spaces import as_dict
 from wmgym.worlds.base import SequenceBatch
 
@@ -161,7 +161,7 @@ class SequenceReplay:
             raise ValueError(f"The observation lacks {sorted(wanted)} and has unknown {sorted(got)} (keys).")
         values = {name: self._checked(name, value, rows) for name, value in values.items()}
         if self._streams.cut.any():
-            _begin_stretch(values, self._streams.cut[rows])
+            begin_stretch(values, self._streams.cut[rows])
         self._storage.write(rows, self._streams.count[rows], values)
         self._streams.advance(rows)
 
@@ -397,9 +397,3 @@ class SequenceReplay:
         read_zip(path, archive, replay._storage, replay._streams.ranges, header.get("sha256"))
         replay.flush()
         return replay
-
-
-def _begin_stretch(values: dict[str, np.ndarray], cut: np.ndarray) -> None:
-    for name, start in (("is_first", True), ("action", 0), ("reward", 0)):
-        values[name] = values[name].copy()  # it may be the caller's own array
-        values[name][cut] = start

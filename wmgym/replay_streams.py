@@ -131,3 +131,10 @@ def check_state(state: Any, n_envs: int) -> None:
         np.random.PCG64().state = state["rng"]
     except (TypeError, KeyError, OverflowError, AttributeError) as error:
         raise ValueError(f"'rng' is no state of PCG64 ({error!r})") from error
+
+
+def begin_stretch(values: dict[str, np.ndarray], cut: np.ndarray) -> None:
+    """Let the steps `values` `(K, ...)` by name be first ones where `cut` `(K,)` says so."""
+    for name, start in (("is_first", True), ("action", 0), ("reward", 0)):
+        values[name] = values[name].copy()  # it may be the caller's own array
+        values[name][cut] = start
