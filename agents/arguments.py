@@ -124,6 +124,11 @@ def _check_rate(rate: Any) -> None:
 # -- in files -------------------------------------------------------------------------------------------------
 
 
+def passed_on(base: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Of a constructor's arguments, `locals()` in it, those that `base`'s constructor has too."""
+    return {name: given[name] for name in argument_names(base) if name in given}
+
+
 def argument_names(cls: type) -> list[str]:
     """Every argument of the constructors, which agents keep as attributes of the same name."""
     names = [name for base in cls.__mro__ if "__init__" in base.__dict__ for name in _signature(base)]

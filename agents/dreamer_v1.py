@@ -13,7 +13,6 @@ PyTorch's do; vectors are seen by fully connected layers (the paper has pictures
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
+from agents.arguments import passed_on
 from agents.dreamer import Dreamer
 from agents.imagination import Rollout, frozen, lambda_returns, reach_weights
 from agents.policy import WorldModelPolicy
@@ -101,32 +101,9 @@ class DreamerV1(Dreamer):
     ) -> None:
         self.free_nats, self.vector_scale = free_nats, vector_scale
         self.pcont, self.pcont_scale = pcont, pcont_scale
-        config = v1_world(deter, stoch, units, depth, gamma, pcont)
         scales: dict[str, Any] = {"free_nats": free_nats, "vector_scale": vector_scale, "continue_scale": pcont_scale}
-        super().__init__(
-            env,
-            policy,
-            learning_rate=learning_rate,
-            actor_learning_rate=actor_learning_rate,
-            critic_learning_rate=critic_learning_rate,
-            batch_size=batch_size,
-            batch_length=batch_length,
-            train_ratio=train_ratio,
-            learning_starts=learning_starts,
-            pretrain=pretrain,
-            deter=deter,
-            stoch=stoch,
-            units=units,
-            depth=depth,
-            world_config=world_config or dataclasses.replace(config, **scales),
-            horizon=horizon,
-            imagine_starts=imagine_starts,
-            gamma=gamma,
-            lam=lam,
-            exploration_noise=exploration_noise,
-            clip=clip,
-            **options,
-        )
+        world_config = world_config or v1_world(deter, stoch, units, depth, gamma, pcont, **scales)
+        super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         size, space = world.feature_size, self.action_space
@@ -190,8 +167,8 @@ def predicted_discounts(world: RSSM, features: Tensor, gamma: float) -> Tensor:
     return predicted * (gamma / world.config.continue_target)
 
 
-def v1_world(deter: int, stoch: int, units: int, depth: int, gamma: float, pcont: bool) -> RSSMConfig:
-    """DreamerV1's world at the given sizes."""
+def v1_world(deter: int, stoch: int, units: int, depth: int, gamma: float, pcont: bool, **scales: float) -> RSSMConfig:
+    """DreamerV1's world at the given sizes, with further fields of its configuration."""
     coder = CoderConfig(
         units=units, layers=2, act="elu", norm="none", symlog=False, likelihood="normal", depth=depth, image_act="relu"
     )
@@ -211,4 +188,5 @@ def v1_world(deter: int, stoch: int, units: int, depth: int, gamma: float, pcont
         kl_balance=None,
         kl_scale=1.0,
         continue_target=gamma,
+        **scales,  # type: ignore[arg-type]
     )

@@ -15,7 +15,6 @@ official code, layers begin as PyTorch's do.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
+from agents.arguments import passed_on
 from agents.dreamer import ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
 from agents.imagination import Rollout, frozen, lambda_returns, matmul_precision, policy_objective, reach_weights
@@ -117,35 +117,10 @@ class DreamerV2(Dreamer):
         self.classes, self.kl_balance, self.kl_scale, self.free_nats = classes, kl_balance, kl_scale, free_nats
         self.vector_scale, self.pcont, self.pcont_scale = vector_scale, pcont, pcont_scale
         self.slow_every, self.weight_decay = slow_every, weight_decay
-        config = v2_world(deter, stoch, classes, units, depth, gamma, pcont)
         scales: dict[str, Any] = {"kl_balance": kl_balance, "kl_scale": kl_scale, "free_nats": free_nats}
         scales |= {"vector_scale": vector_scale, "continue_scale": pcont_scale}
-        super().__init__(
-            env,
-            policy,
-            learning_rate=learning_rate,
-            actor_learning_rate=actor_learning_rate,
-            critic_learning_rate=critic_learning_rate,
-            batch_size=batch_size,
-            batch_length=batch_length,
-            train_ratio=train_ratio,
-            learning_starts=learning_starts,
-            pretrain=pretrain,
-            deter=deter,
-            stoch=stoch,
-            units=units,
-            depth=depth,
-            world_config=world_config or dataclasses.replace(config, **scales),
-            horizon=horizon,
-            imagine_starts=imagine_starts,
-            gamma=gamma,
-            lam=lam,
-            actor_gradient=actor_gradient,
-            entropy_scale=entropy_scale,
-            exploration_noise=exploration_noise,
-            clip=clip,
-            **options,
-        )
+        world_config = world_config or v2_world(deter, stoch, classes, units, depth, gamma, pcont, **scales)
+        super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         size, space = world.feature_size, self.action_space
@@ -220,8 +195,10 @@ class DreamerV2(Dreamer):
         return loss, {"actor_entropy": entropy.mean()}
 
 
-def v2_world(deter: int, stoch: int, classes: int, units: int, depth: int, gamma: float, pcont: bool) -> RSSMConfig:
-    """DreamerV2's world at the given sizes."""
+def v2_world(
+    deter: int, stoch: int, classes: int, units: int, depth: int, gamma: float, pcont: bool, **scales: float
+) -> RSSMConfig:
+    """DreamerV2's world at the given sizes, with further fields of its configuration."""
     coder = CoderConfig(
         units=units, layers=4, act="elu", norm="none", symlog=False, likelihood="normal", depth=depth, image_act="elu"
     )
@@ -239,4 +216,5 @@ def v2_world(deter: int, stoch: int, classes: int, units: int, depth: int, gamma
         reward=HeadConfig(layers=4, units=units, likelihood="normal"),
         continues=HeadConfig(layers=4, units=units) if pcont else None,
         continue_target=gamma,
+        **scales,  # type: ignore[arg-type]
     )

@@ -26,6 +26,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
+from agents.arguments import passed_on
 from agents.dreamer import ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
 from agents.health import require_finite
@@ -115,28 +116,9 @@ class DreamerV3(Dreamer):
         self.repval_scale = repval_scale
         width = SIZES[size]
         config = v3_world(width, gamma, unimix, free_nats, dyn_scale, rep_scale)
+        world_config = world_config or config
         options |= {"deter": config.deter, "stoch": config.stoch, "units": width, "depth": config.encoder.depth}
-        super().__init__(
-            env,
-            policy,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            batch_length=batch_length,
-            train_ratio=train_ratio,
-            learning_starts=learning_starts,
-            online_queue=online_queue,
-            world_config=world_config or config,
-            horizon=horizon,
-            imagine_starts=imagine_starts,
-            gamma=gamma,
-            lam=lam,
-            actor_gradient=actor_gradient,
-            entropy_scale=entropy_scale,
-            exploration_noise=exploration_noise,
-            slow_rate=slow_rate,
-            clip=clip,
-            **options,
-        )
+        super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
 
     # -- networks ---------------------------------------------------------------------------------------------
 
