@@ -45,15 +45,14 @@ class ZooExperiment(ExperimentManager):
     experiment's folder and the seed as its number.
 
     Args:
-        args: the command line (`agents.zoo.train.parse_arguments`).
+        args: the command line (`agents.zoo.train.build_parser`).
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         register_algorithms()
         import_environments(args.env, args.gym_packages)
         self.settings = read_preset(args.algo, args.env, args.preset, args.conf_file) | overrides(args.set)
-        self.env_options = {key: self.settings.pop(key) for key in _ENV_KEYS if key in self.settings}
-        self.env_options |= self.settings.pop("env_kwargs", {}) | overrides(args.env_kwargs)
+        self.env_options = self._env_options(args)
         self.action_repeat = self._action_repeat(args.env)
         super().__init__(
             args,
@@ -76,6 +75,12 @@ class ZooExperiment(ExperimentManager):
         self.save_path = str(Path(self.log_path) / f"{self.env_name}_{args.seed + 1}")
         self.params_path = str(Path(self.save_path) / self.env_name)
         self.recorder: ResultRecorder | None = None
+
+    def _env_options(self, args: argparse.Namespace) -> dict[str, Any]:
+        """Arguments of the environment, taken out of the settings; those of real environments are none of dreams."""
+        own = {key: self.settings.pop(key) for key in _ENV_KEYS if key in self.settings}
+        asked = self.settings.pop("env_kwargs", {}) | overrides(args.env_kwargs)
+        return asked if is_dream(args.env) else own | asked
 
     def _action_repeat(self, env_id: str) -> int:
         if is_dream(env_id):
@@ -155,12 +160,13 @@ class ZooExperiment(ExperimentManager):
         Raises:
             KeyboardInterrupt: on Ctrl-C; our agents have saved themselves before.
         """
-        recorder = self.recorder = self._recorder(model)
+        recorder = self._recorder(model)
         if self.args.log:
             model.set_logger(configure(self.args.log, ["csv", "tensorboard"]))
         done = 0 if self.trained_agent else model.num_timesteps
         if done:
             recorder.continue_from(done)
+        self.recorder = recorder
         callbacks: list[BaseCallback] = [*self.callbacks, recorder]
         if is_ours(self.algo):
             callbacks.append(CheckpointEvery(self.resume_folder, self.args.save_freq))

@@ -141,8 +141,18 @@ class ResultRecorder(EvalCallback):
             file.write((json.dumps(self.data, indent=1) + "\n").encode())
 
     def continue_from(self, decisions: int) -> None:
-        """Take over the curve that an interrupted run wrote, up to the `decisions` it is resumed at."""
+        """Take over the curve that an interrupted run wrote, up to the `decisions` it is resumed at.
+
+        Raises:
+            ValueError: if it was begun with other settings.
+        """
         before = json.loads(self.path.read_text())
+        for name in ("overrides", "observation", "action_repeat", "eval_episodes"):
+            if before[name] != self.data[name]:
+                raise ValueError(
+                    f"{self.path} was begun with {name}={before[name]!r}, not {self.data[name]!r}: go on with what it "
+                    "was begun with, or begin again (--anew)."
+                )
         kept = sum(steps <= decisions * self.action_repeat for steps in before["env_steps"])
         resumed = {"env_steps": decisions * self.action_repeat, "commit": self.data["commit"]}
         self.data.update({name: before[name][:kept] for name in ("env_steps", "return_mean", "return_std")})

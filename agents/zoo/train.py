@@ -13,10 +13,11 @@ import sys
 import traceback
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.zoo.hyperparams import load_preset, overrides
 from agents.zoo.manager import ZooExperiment
-from agents.zoo.registry import register_algorithms
+from agents.zoo.registry import is_ours, register_algorithms
 
 __all__ = ["build_parser", "load_preset", "main", "overrides"]
 
@@ -71,20 +72,25 @@ def run(args: argparse.Namespace) -> ZooExperiment:
     assert prepared is not None
     model, _ = prepared
     try:
+        _learn(experiment, model)
+        experiment.save_trained_model(model)
+        if args.save:
+            model.save(args.save)
+    finally:
+        if model.env is not None:
+            model.env.close()
+    return experiment
+
+
+def _learn(experiment: ZooExperiment, model: BaseAlgorithm) -> None:
+    try:
         experiment.learn(model)
     except BaseException:
         if experiment.recorder is not None:
             experiment.recorder.write(error=traceback.format_exc(limit=3))
         raise
-    finally:
-        if model.env is not None:
-            model.env.close()
     assert experiment.recorder is not None
     experiment.recorder.write(complete=True)
-    experiment.save_trained_model(model)
-    if args.save:
-        model.save(args.save)
-    return experiment
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -93,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         experiment = run(args)
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from here.")
+        print(f"Interrupted. The same command {'goes on from here' if is_ours(args.algo) else 'begins again'}.")
         return 130
     print(f"Wrote {experiment.result_path()} and {experiment.save_path}/.")
     return 0

@@ -101,6 +101,17 @@ def test_anew_begins_again(unbroken: Path, tmp_path: Path) -> None:
     assert result(tmp_path)["return_mean"] == result(unbroken)["return_mean"]
 
 
+def test_other_settings_are_refused_where_a_run_would_be_resumed(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(50, patch)
+        assert train.main(arguments(tmp_path, "--set", *TINY)) == 130
+    before = result(tmp_path)
+    with pytest.raises(ValueError, match="--anew"):
+        train.main(arguments(tmp_path, "--set", *TINY, "gamma=0.9"))
+    assert result(tmp_path) == before  # nothing is lost
+    assert train.main(arguments(tmp_path, "--set", *TINY)) == 0
+
+
 def test_a_run_that_fails_says_what_stopped_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, batch: Any) -> Any:
         raise RuntimeError("the update is broken")
