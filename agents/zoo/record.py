@@ -1,6 +1,7 @@
 """Film a trained agent beside its dream: the world watches for a while, then goes on without looking.
 
-python -m agents.zoo record --model walker-walk          # videos/walker-walk.mp4
+python -m agents.zoo record --model walker-walk     # videos/walker-walk.mp4
+python -m agents.zoo record --suite nine            # a film a task, of the runs with the first seed
 
 A world that has only seen states gets a picture decoder for the film; its state and dreams are not touched.
 """
@@ -16,6 +17,7 @@ from agents.zoo.film import film_dream
 from agents.zoo.loading import Trained, add_arguments, load_trained
 from agents.zoo.manager import EVALUATION_SEED
 from agents.zoo.painting import paint
+from agents.zoo.suites import read_suites
 from agents.zoo.tables import task_name
 from wmgym.dream.frames import picture_key
 from wmgym.real import make_env
@@ -48,12 +50,34 @@ def record(trained: Trained, path: Path, args: argparse.Namespace) -> Path:
         env.close()
 
 
+def film_one(args: argparse.Namespace) -> bool:
+    """Film the agent that the command line names; False if the film is too large."""
+    trained = load_trained(args)
+    path = record(trained, Path(args.out or f"videos/{task_name(trained.env_id)}.mp4"), args)
+    size = path.stat().st_size
+    print(f"Wrote {path}, {size / 1e6:.2f} MB.", flush=True)
+    if size > LARGEST:
+        print(f"It is larger than {LARGEST / 1e6:.0f} MB: use fewer --steps or a smaller --size.", file=sys.stderr)
+    return size <= LARGEST
+
+
+def of_suite(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The command lines of a suite's runs with its first seed."""
+    suite = read_suites()[args.suite]
+    return [
+        argparse.Namespace(**{**vars(args), **run._asdict(), "env": run.env_id})
+        for run in suite.runs()
+        if run.seed == suite.seeds[0]
+    ]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Film; returns the exit status, 1 for a film that is too large."""
     parser = argparse.ArgumentParser(
         prog="python -m agents.zoo record", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_arguments(parser)
+    parser.add_argument("--suite", choices=sorted(read_suites()), help="film every task of a suite that was run")
     parser.add_argument("--out", help="the mp4 (default: videos/<task>.mp4)")
     parser.add_argument("--steps", type=int, default=250, help="decisions in the film")
     parser.add_argument("--watched", type=int, default=10, help="of them the world sees so many in a row")
@@ -62,13 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=2000, help="pictures that a state world's decoder learns from")
     parser.add_argument("--updates", type=int, default=1500, help="batches of them")
     args = parser.parse_args(arguments)
-    trained = load_trained(args)
-    path = record(trained, Path(args.out or f"videos/{task_name(trained.env_id)}.mp4"), args)
-    size = path.stat().st_size
-    print(f"Wrote {path}, {size / 1e6:.2f} MB.")
-    if size > LARGEST:
-        print(f"It is larger than {LARGEST / 1e6:.0f} MB: use fewer --steps or a smaller --size.", file=sys.stderr)
-    return int(size > LARGEST)
+    small = [film_one(each) for each in (of_suite(args) if args.suite else [args])]
+    return 0 if all(small) else 1
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ SUITE = {
         "about": "one small task",
         "agents": ["dreamer"],
         "envs": ["CartPole-v1"],
-        "seeds": [0],
+        "seeds": [0, 1],
         "env_steps": 80,
         "observation": "state",
     }
@@ -60,25 +60,56 @@ def test_a_suite_leaves_out_what_is_done(tmp_path: Path) -> None:
     assert [(run.preset, run.seed) for run in to_do] == [("default", 0), ("pixels", 0), ("default", 1)]
 
 
-@pytest.mark.timeout(600)
-def test_a_suite_that_was_interrupted_goes_on_and_is_then_skipped(tmp_path: Path) -> None:
-    """The whole of it in processes: Ctrl-C once a run has begun to learn, the same command again, and once more."""
+STUB = """
+import json, signal, sys, time
+from pathlib import Path
+
+path = Path(sys.argv[1])
+if path.exists():  # the second time it goes on to its end
+    path.write_text(json.dumps({"complete": True, "env_steps": [0, 80]}))
+    sys.exit(0)
+
+def stop(number, frame):
+    path.write_text(json.dumps({"complete": False, "env_steps": [0], "error": "KeyboardInterrupt"}))
+    sys.exit(130)
+
+signal.signal(signal.SIGINT, stop)
+path.with_suffix(".begun").touch()
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_suite_that_was_interrupted_tells_its_runs_goes_on_and_is_then_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    """Runs are stood for by processes that save when they are told to stop; `test_train` has the real ones."""
     (tmp_path / "suites.yml").write_text(yaml.safe_dump(SUITE))
-    options = ["tiny", "--suites", str(tmp_path / "suites.yml"), "--results", str(tmp_path / "r")]
-    options += ["-f", str(tmp_path / "runs"), "--eval-every", "40", "--eval-episodes", "2", "--set", *TINY]
-    command = [sys.executable, "-m", "agents.zoo", "benchmark", *options]
-    first = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    while not list(tmp_path.glob("r/*/*/*.json")) and first.poll() is None:
-        time.sleep(0.02)
-    first.send_signal(signal.SIGINT)
-    assert first.wait() == 130
+    options = ["tiny", "--suites", str(tmp_path / "suites.yml"), "--processes", "2"]
+    options += ["--results", str(tmp_path), "-f", str(tmp_path / "runs")]
+    folder = tmp_path / "dreamer" / "CartPole-v1"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(
+        Benchmark,
+        "command",
+        lambda self, run: [sys.executable, "-c", STUB, str(folder / f"default-seed{run.seed}.json")],
+    )
+
+    def stop_once_both_have_begun() -> None:
+        while len(list(folder.glob("*.begun"))) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    stopping = threading.Thread(target=stop_once_both_have_begun)
+    stopping.start()
+    assert benchmark.main(options) == 130
+    stopping.join()
+    assert all("error" in json.loads(path.read_text()) for path in folder.glob("*.json"))
     assert benchmark.main(options) == 0
-    results = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("r/*/*/*.json")}
-    assert sorted(results) == ["default-seed0"]
-    assert all(result["complete"] and result["env_steps"] == [0, 40, 80] for result in results.values())
-    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("r/*/*/*.json")}
+    assert [json.loads(path.read_text())["complete"] for path in folder.glob("*.json")] == [True, True]
+    capsys.readouterr()
     assert benchmark.main(options) == 0
-    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("r/*/*/*.json")}
+    assert "tiny: 0 of 2 runs to do." in capsys.readouterr().out
 
 
 def test_a_run_that_fails_is_told_and_does_not_stop_the_others(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from agents.zoo import enjoy, export, record, train
 from agents.zoo.export import LARGEST, card, shrink
 from agents.zoo.painting import Painter, collect, fit, paint
 from agents.zoo.report import Returns
+from agents.zoo.suites import read_suites
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError
 from wmgym.files import MODELS, ready_models
@@ -102,6 +104,12 @@ def test_record_films_a_state_world_beside_its_dream(trained: Path, tmp_path: Pa
     assert path.stat().st_size < record.LARGEST
     with VideoFileClip(str(path)) as clip:
         assert clip.size == [136, 96]
+
+
+def test_a_suite_is_filmed_a_task_at_a_time() -> None:
+    each = record.of_suite(argparse.Namespace(suite="nine", size=64, log_folder="there"))
+    assert [args.env for args in each] == list(read_suites()["nine"].envs)
+    assert {(args.algo, args.preset, args.seed, args.size) for args in each} == {("dreamer", "default", 0, 64)}
 
 
 # -- ready-trained --------------------------------------------------------------------------------------------
