@@ -13,10 +13,11 @@ COMMANDS = {
     "benchmark": "run a suite, or make the tables from the result files (--table)",
     "plot": "draw learning curves and aggregates from the result files",
     "tune": "search hyperparameters with Optuna",
+    "trust": "report how far the world of an agent can be trusted",
     "export": "make a small, ready-trained checkpoint with its card",
     "demo": "the main job from end to end, in ten minutes",
 }
-_WITHOUT_RL_ZOO = {"demo"}
+_WITHOUT_RL_ZOO = {"demo", "trust"}
 
 
 def main(arguments: list[str] | None = None) -> int:
