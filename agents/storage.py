@@ -33,9 +33,6 @@ from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
 from wmgym.dream.starts import StartStates
 from wmgym.files import NONSENSE
-from wmgym.random import ModeNoise
-from wmgym.spaces import action_size
-from wmgym.worlds.base import SequenceBatch, State, World, concat_states, index_state
 from wmgym.worlds.building import require_fit
 from wmgym.worlds.store import STARTS, group, pack_world
 
@@ -114,7 +111,6 @@ class Storable(Resumable):
         name = self.env_settings["id"].replace("/", "-") if self.env_settings else "env"
         return self.interrupt_folder / f"{type(self).__name__.lower()}-{name}-{reason}.zip"
 
-    @torch.no_grad()
     def start_states(self, count: int = 256, length: int = 32) -> StartStates | None:
         """Posterior states for dreams to begin from: up to `count` first steps of episodes and as many others.
 
@@ -122,18 +118,7 @@ class Storable(Resumable):
         """
         if self.replay_buffer is None or not self.replay_buffer.can_sample(length):
             return self._saved_starts
-        noise = ModeNoise(self.device)
-        first = _observe_first(self.policy.world, self.replay_buffer.first_steps(count, self.device), noise)
-        before = self.replay_buffer.get_state()
-        batch = self.replay_buffer.sample(count, length, device=self.device)
-        self.replay_buffer.set_state(before)  # saving changes nothing about what is sampled next
-        later = _filter_last(self.policy.world, batch, noise)
-        states = [part for part in (first, later) if len(part[0])]
-        if not states:
-            return None
-        is_first = torch.zeros(sum(len(s[0]) for s in states), dtype=torch.bool, device=self.device)
-        is_first[: len(first[0])] = True
-        return StartStates(concat_states(states), is_first)
+        return StartStates.from_replay(self.policy.world, self.replay_buffer, count, length)
 
     def _env_facts(self) -> dict[str, Any]:
         longest = max((int(info["l"]) for info in self.ep_info_buffer or ()), default=None)
@@ -334,19 +319,3 @@ class Storable(Resumable):
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """A moment with the strides of its parameter, without which the next update rounds differently."""
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value) if value.shape == parameter.shape else value
-
-
-def _observe_first(world: World, observation: dict[str, Tensor], noise: ModeNoise) -> State:
-    count = len(next(iter(observation.values())))
-    action = torch.zeros(count, action_size(world.action_space), device=world.device)
-    is_first = torch.ones(count, dtype=torch.bool, device=world.device)
-    return world.observe(world.initial(count), action, observation, is_first, noise)
-
-
-def _filter_last(world: World, batch: SequenceBatch, noise: ModeNoise) -> State:
-    """The posterior after each sequence; those that end in a first or last step of an episode are left out."""
-    state = world.initial(batch.shape[1])
-    for t in range(batch.shape[0]):
-        observation = {key: value[t] for key, value in batch.observation.items()}
-        state = world.observe(state, batch.action[t], observation, batch.is_first[t], noise)
-    return index_state(state, ~(batch.is_first[-1] | batch.is_terminal[-1]))

@@ -18,12 +18,14 @@ import gymnasium as gym
 
 if TYPE_CHECKING:
     from wmgym.checkpoint import CheckpointError
+    from wmgym.dataset import load_dataset, record
     from wmgym.dream.env import DreamEnv
     from wmgym.dream.latent import LatentObservation
     from wmgym.dream.model import DreamModel, as_model, load_model
     from wmgym.dream.sb3 import DreamVecEnv
     from wmgym.dream.starts import StartStates
     from wmgym.dream.vector import DreamVectorEnv
+    from wmgym.fit import fit_world
     from wmgym.real import make_env, make_vec
     from wmgym.replayable import Replayable
     from wmgym.worlds.base import World
@@ -41,10 +43,13 @@ _HOMES = {
     "StartStates": "wmgym.dream.starts",
     "World": "wmgym.worlds.base",
     "as_model": "wmgym.dream.model",
+    "fit_world": "wmgym.fit",
+    "load_dataset": "wmgym.dataset",
     "load_model": "wmgym.dream.model",
     "load_world": "wmgym.worlds.store",
     "make_env": "wmgym.real",
     "make_vec": "wmgym.real",
+    "record": "wmgym.dataset",
     "register_world": "wmgym.worlds.store",
     "save_world": "wmgym.worlds.store",
 }
@@ -60,10 +65,13 @@ __all__ = [
     "StartStates",
     "World",
     "as_model",
+    "fit_world",
+    "load_dataset",
     "load_model",
     "load_world",
     "make_env",
     "make_vec",
+    "record",
     "register_world",
     "save_world",
 ]

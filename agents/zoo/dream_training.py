@@ -1,0 +1,256 @@
+"""Train an agent only in the frozen dream of a checkpoint, and see what it is worth in the real environment.
+
+    python -m agents.zoo.dream_training walker.zip --algo sac --seed 0
+
+No real step is taken but to evaluate. The same command goes on where an interrupted run stopped. Hyperparameters are in
+zoo_configs/dream.yml; the result goes to zoo_configs/results/dream/<algo>/<environment>/<name>-seed<k>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+import traceback
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecMonitor
+
+from agents import ALGORITHMS, Dreamer
+from agents.evaluation import evaluate_dream, evaluate_real
+from agents.zoo.hyperparams import overrides
+from agents.zoo.results import describe_commit, describe_machine, result_path
+from wmgym.checkpoint import read_manifest
+from wmgym.dream import DreamModel, DreamVecEnv, load_model
+from wmgym.files import atomic_writer
+
+LEARNERS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dreamer": Dreamer}
+_NOT_THE_AGENTS = ("steps", "dreams", "dream")
+_PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy")
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agents.zoo.dream_training",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", type=Path, help="checkpoint of an agent or a world")
+    add("--algo", default="sac", choices=sorted(LEARNERS))
+    add("--seed", type=int, default=0)
+    add("--name", default="dreamer", help="what the world is called in the results, for example 'offline'")
+    add("--steps", type=float, help="dreamt steps, instead of those of zoo_configs/dream.yml")
+    add("--eval-every", type=float, help="dreamt steps between evaluations; a tenth of all by default")
+    add("--eval-episodes", type=int, default=10)
+    add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
+    add("--dream", nargs="*", default=[], metavar="NAME=VALUE", help="override settings of the dream")
+    add("--results", type=Path, default=Path("zoo_configs/results"), help="folder of result files")
+    add("--folder", type=Path, default=Path("runs/dream"), help="folder of the agents trained")
+    add("--threads", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+def read_settings(algo: str, changes: dict[str, Any], dream_changes: dict[str, Any]) -> dict[str, Any]:
+    """What `zoo_configs/dream.yml` says of an algorithm, changed."""
+    presets = yaml.safe_load((files("zoo_configs") / "dream.yml").read_text())
+    settings = {**presets[algo], **changes}
+    return {**settings, "dream": {**settings["dream"], **dream_changes}}
+
+
+def make_agent(algo: str, model: DreamModel, path: Path, settings: dict[str, Any], seed: int) -> BaseAlgorithm:
+    """An untrained agent in dreams of `model`, which lies at `path`."""
+    own = {name: value for name, value in settings.items() if name not in _NOT_THE_AGENTS}
+    if algo == "dreamer":
+        env_kwargs = {"model": str(path), **settings["dream"]}
+        return Dreamer("Dream-v0", env_kwargs=env_kwargs, n_envs=settings["dreams"], seed=seed, **own)
+    return LEARNERS[algo]("MlpPolicy", make_dreams(model, settings, seed), seed=seed, device="cpu", **own)
+
+
+def make_dreams(model: DreamModel, settings: dict[str, Any], seed: int) -> VecMonitor:
+    """The dreams that an agent is trained in."""
+    return VecMonitor(DreamVecEnv(settings["dreams"], model, seed=seed, **settings["dream"]))
+
+
+class DreamRecorder(BaseCallback):
+    """Evaluates in reality and in the dream as a run goes, writes the result and keeps the agent.
+
+    Args:
+        path: of the result.
+        agent_path: of the agent.
+        model: the world.
+        every: dreamt steps between evaluations.
+        episodes: of each evaluation.
+        facts: copied into the result.
+    """
+
+    def __init__(
+        self, path: Path, agent_path: Path, model: DreamModel, every: int, episodes: int, facts: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.path, self.agent_path, self.world_model = path, agent_path, model
+        self.every, self.episodes = every, episodes
+        self.started = (time.time(), time.process_time())
+        curves: dict[str, Any] = {name: [] for name in ("dream_steps", "return_mean", "return_std")}
+        curves |= {"dream_return_mean": [], "dream_return_std": [], "wall_clock_s": 0.0, "processor_s": 0.0}
+        self.data = {**facts, "complete": False, "eval_episodes": episodes, **curves}
+        self._spent_before = (0.0, 0.0)
+
+    def continue_from(self, before: dict[str, Any], steps: int) -> None:
+        """Take over the result of an interrupted run, up to the dreamt `steps` that its agent had made."""
+        kept = sum(done <= steps for done in before["dream_steps"])
+        self.data |= {
+            name: value[:kept] if isinstance(value, list) and name.endswith(("steps", "mean", "std")) else value
+            for name, value in before.items()
+        }
+        self.data["resumed"] = [*before.get("resumed", []), {"dream_steps": steps, "commit": describe_commit()}]
+        self._spent_before = (before["wall_clock_s"], before["processor_s"])
+
+    def evaluate(self) -> None:
+        """Evaluate now, write the result and save the agent."""
+        dream = evaluate_dream(self.model, self.world_model, self.episodes)
+        real = evaluate_real(self.model, self.world_model, self.episodes)
+        self.data["dream_steps"].append(self.model.num_timesteps)
+        for prefix, returns in (("", real), ("dream_", dream)):
+            self.data[f"{prefix}return_mean"].append(round(float(np.mean(returns)), 2))
+            self.data[f"{prefix}return_std"].append(round(float(np.std(returns)), 2))
+        self.agent_path.parent.mkdir(parents=True, exist_ok=True)
+        self.model.save(self.agent_path, **({"include": ["replay_buffer"]} if isinstance(self.model, Dreamer) else {}))
+        self.write()
+        print(
+            f"{self.model.num_timesteps:>9} dreamt steps: real {real.mean():.0f}, dream {dream.mean():.0f}", flush=True
+        )
+
+    def write(self, **changes: Any) -> None:
+        """Write the result with what is known now."""
+        spent = (time.time() - self.started[0], time.process_time() - self.started[1])
+        names = ("wall_clock_s", "processor_s")
+        self.data |= {name: round(a + b, 1) for name, a, b in zip(names, spent, self._spent_before, strict=True)}
+        self.data |= changes
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_writer(self.path) as file:
+            file.write((json.dumps(self.data, indent=1) + "\n").encode())
+
+    def _on_training_start(self) -> None:
+        if not self.data["dream_steps"]:
+            self.evaluate()
+
+    def _on_step(self) -> bool:
+        before = self.num_timesteps - self.training_env.num_envs
+        if self.num_timesteps // self.every > before // self.every:
+            self.evaluate()
+        return True
+
+
+def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a result says of how it came about."""
+    # Where the world lies is of no use elsewhere; which it is, its checksum says.
+    argv = [args.model.name if word == str(args.model) else word for word in sys.orig_argv[1:]]
+    return {
+        "algo": args.algo,
+        "preset": args.name,
+        "env_id": model.env.get("id"),
+        "seed": args.seed,
+        "settings": settings,
+        "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
+        **_describe_teacher(args, model),
+        "command": shlex.join([Path(sys.executable).name, *argv]),
+        "commit": describe_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "machine": describe_machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _describe_teacher(args: argparse.Namespace, model: DreamModel) -> dict[str, Any]:
+    """The agent that the world is from, evaluated as those are that are trained in it; nothing for a world alone."""
+    kinds = {kind.__name__: kind for kind in ALGORITHMS.values()}
+    manifest = read_manifest(args.model)
+    kind = kinds.get(manifest.get("agent", {}).get("class"))
+    if kind is None:
+        return {}
+    agent = kind.load(args.model, device="cpu")
+    real = evaluate_real(agent, model, args.eval_episodes)
+    return {
+        "teacher": kind.__name__,
+        "teacher_seed": agent.seed,
+        "teacher_env_steps": agent.num_timesteps * agent.action_repeat,
+        "teacher_return_mean": round(float(real.mean()), 2),
+        "teacher_return_std": round(float(real.std()), 2),
+    }
+
+
+def train(args: argparse.Namespace) -> Path:
+    """Train and evaluate; returns the path of the result."""
+    model = load_model(args.model)
+    settings = read_settings(args.algo, overrides(args.set), overrides(args.dream))
+    steps = int(args.steps or settings["steps"])
+    env_id = model.env.get("id", "unknown")
+    path = result_path(args.results / "dream", args.algo, env_id, args.name, args.seed)
+    agent_path = args.folder / path.relative_to(args.results / "dream").with_suffix(".zip")
+    before = json.loads(path.read_text()) if path.exists() and agent_path.exists() else None
+    if before and before["complete"]:
+        print(f"{path} is complete.")
+        return path
+    facts = before or describe_run(args, model, settings)
+    every = int(args.eval_every or steps // 10)
+    recorder = DreamRecorder(path, agent_path, model, every, args.eval_episodes, facts)
+    if before:
+        agent = _load(args.algo, agent_path, model, settings, args.seed)
+        recorder.continue_from(before, agent.num_timesteps)
+    else:
+        agent = make_agent(args.algo, model, args.model, settings, args.seed)
+    return _learn(agent, recorder, steps)
+
+
+def _load(algo: str, path: Path, model: DreamModel, settings: dict[str, Any], seed: int) -> BaseAlgorithm:
+    if algo == "dreamer":
+        return Dreamer.load(path, device="cpu")
+    agent = LEARNERS[algo].load(path, make_dreams(model, settings, seed), device="cpu")
+    if isinstance(agent, SAC):  # its replay is dreamt anew, which costs no real step
+        agent.learning_starts += agent.num_timesteps
+    return agent
+
+
+def _learn(agent: BaseAlgorithm, recorder: DreamRecorder, steps: int) -> Path:
+    try:
+        agent.learn(
+            max(0, steps - agent.num_timesteps), callback=recorder, reset_num_timesteps=agent.num_timesteps == 0
+        )
+        if recorder.data["dream_steps"][-1] < agent.num_timesteps:
+            recorder.evaluate()
+    except Exception:
+        recorder.write(error=traceback.format_exc(limit=3))
+        raise
+    recorder.write(complete=True)
+    return recorder.path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    try:
+        print(train(args))
+    except KeyboardInterrupt:
+        print("\nInterrupted: the same command goes on from the last evaluation.")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

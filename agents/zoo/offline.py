@@ -1,0 +1,114 @@
+"""Fit a world to recorded episodes, with no agent that learns.
+
+    python -m agents.zoo.offline recorded --save offline.zip
+    python -m agents.zoo.offline recorded --record dm_control/walker-walk-v0 --agent walker.zip --save w.zip
+
+The second line records first: an agent at several levels of noise, and random actions. What is in the folder already is
+kept and learnt from too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from agents import ALGORITHMS
+from agents.base import WorldModelAgent
+from agents.dreamer import flagship_world
+from wmgym.checkpoint import read_manifest
+from wmgym.dataset import record
+from wmgym.fit import fit_world
+
+NOISE = (0.0, 0.1, 0.3, 0.6)
+"""Deviations of what is added to the agent's actions; each gets as many steps as random actions do."""
+
+
+class Noisy:
+    """An agent with Gaussian noise on its continuous actions; of discrete ones a share is random.
+
+    Args:
+        agent: any agent of this project.
+        noise: deviation, or share.
+        seed: of the noise.
+    """
+
+    def __init__(self, agent: WorldModelAgent, noise: float, seed: int) -> None:
+        self.agent, self.noise = agent, noise
+        self._rng = np.random.default_rng(seed)
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """The agent's action, disturbed."""
+        action, state = self.agent.predict(observation, state, None, deterministic)
+        space = self.agent.action_space
+        if isinstance(space, spaces.Discrete):
+            swapped = self._rng.random() < self.noise
+            return (int(space.start + self._rng.integers(space.n)) if swapped else action), state
+        disturbed = action + self.noise * self._rng.standard_normal(np.shape(action))
+        return np.clip(disturbed, space.low, space.high).astype(space.dtype), state  # type: ignore[attr-defined]
+
+
+def load_agent(path: Path) -> WorldModelAgent:
+    """The agent in a checkpoint, of whatever kind it is."""
+    kinds = {kind.__name__: kind for kind in ALGORITHMS.values()}
+    return kinds[read_manifest(path)["agent"]["class"]].load(path, device="cpu")
+
+
+def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, seed: int) -> None:
+    """Record random actions, and the agent at every level of noise."""
+    policies: list[Any] = [None]
+    if agent is not None:
+        loaded = load_agent(agent)
+        policies += [Noisy(loaded, noise, seed + level) for level, noise in enumerate(NOISE)]
+    for number, policy in enumerate(policies):
+        record(env_id, policy, steps // len(policies), folder, seed=seed + 1000 * number)
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m agents.zoo.offline",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("data", type=Path, help="folder of recorded episodes, or a saved replay")
+    add("--save", type=Path, required=True, help="where the world is written")
+    add("--record", metavar="ENV", help="record episodes of this environment into the folder first")
+    add("--agent", type=Path, help="checkpoint of the agent that acts; random actions alone without")
+    add("--steps", type=int, default=50_000, help="decisions to record")
+    add("--updates", type=int, default=10_000)
+    add("--ensemble", type=int, default=0, help="predictors whose disagreement tells what the world does not know")
+    add("--seed", type=int, default=0)
+    add("--threads", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = parse_arguments(arguments)
+    torch.set_num_threads(args.threads)
+    if args.record:
+        record_mixture(args.data, args.record, args.agent, args.steps, args.seed)
+    config = flagship_world(deter=200, stoch=30, units=200, depth=16, picture_share=0.25)
+    config = dataclasses.replace(config, ensemble=args.ensemble)
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+    def report(update: int, losses: dict[str, float]) -> None:
+        print(update, *(f"{name} {value:.3f}" for name, value in losses.items()), flush=True)
+
+    model = fit_world(args.data, updates=args.updates, seed=args.seed, report=report, report_every=500, **settings)
+    print(model.save(args.save))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

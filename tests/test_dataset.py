@@ -1,0 +1,176 @@
+"""Recorded episodes: written, read back, and refused where they are not sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from wmgym.checkpoint import CheckpointError
+from wmgym.dataset import load_dataset, record
+from wmgym.replay import SequenceReplay
+
+
+class Walk(gym.Env):
+    """A point that goes where the action says; ends at 3, is cut after 6 steps."""
+
+    action_space = spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def __init__(self, keys: bool = False) -> None:
+        box = spaces.Box(-10, 10, (1,), np.float32)
+        self.observation_space = spaces.Dict({"place": box, "time": box}) if keys else box
+        self.keys = keys
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place, self.time = self.np_random.uniform(-1, 1, 1), 0
+        return self._seen(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place, self.time = self.place + action, self.time + 1
+        return self._seen(), float(self.place[0]), bool(self.place[0] > 3), self.time == 6, {}
+
+    def _seen(self) -> Any:
+        place = self.place.astype(np.float32)
+        return {"place": place, "time": np.array([self.time], np.float32)} if self.keys else place
+
+
+def right(_: Any) -> np.ndarray:
+    return np.array([1.0], np.float32)
+
+
+def test_a_recording_is_what_was_lived(tmp_path: Path) -> None:
+    folder = record(Walk(), right, 25, tmp_path / "walk", seed=3)
+    episodes = list(load_dataset(folder).replay.episodes())
+    again, alone = Walk(), []
+    observation, _ = again.reset(seed=3)
+    for episode in episodes:
+        np.testing.assert_allclose(episode.observation["observation"][0], observation)
+        for t in range(1, len(episode)):
+            observation, reward, terminated, truncated, _ = again.step(right(observation))
+            np.testing.assert_allclose(episode.observation["observation"][t], observation)
+            assert episode.reward[t] == pytest.approx(reward)
+            assert episode.is_terminal[t] == terminated
+        assert terminated or truncated
+        assert episode.action[0] == 0
+        np.testing.assert_allclose(episode.action[1:], 0.5)  # half of what the bounds allow
+        alone.append(terminated)
+        observation, _ = again.reset()
+    assert any(alone)
+    assert load_dataset(folder).replay.n_envs == 1
+
+
+def test_a_recording_ends_after_as_many_decisions_as_asked(tmp_path: Path) -> None:
+    folder = record(Walk(), None, 17, tmp_path / "walk")
+    steps = [len(np.load(path)["reward"]) - 1 for path in sorted(folder.glob("*.npz"))]
+    assert sum(steps) == 17
+    record(Walk(), None, 4, folder)
+    assert len(list(folder.glob("*.npz"))) == len(steps) + 1
+
+
+def test_the_same_seed_records_the_same(tmp_path: Path) -> None:
+    one, two, other = (
+        load_dataset(record(Walk(), None, 20, tmp_path / name, seed=seed)).replay.sample(4, 5)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    np.testing.assert_array_equal(one.action, two.action)
+    assert not np.array_equal(one.action, other.action)
+
+
+def test_keys_and_what_is_known_of_the_environment(tmp_path: Path) -> None:
+    folder = record(Walk(keys=True), right, 6, tmp_path / "walk")
+    data = load_dataset(folder)
+    assert data.replay.observation_space == Walk(keys=True).observation_space
+    assert data.env["max_episode_steps"] in range(1, 7)
+    named = load_dataset(record("CartPole-v1", None, 10, tmp_path / "cart"))
+    assert named.env == {"id": "CartPole-v1", "max_episode_steps": 500}
+    assert named.replay.sample(2, 3).action.shape == (3, 2, 2)  # one-hot
+
+
+def test_a_policy_that_remembers_is_told_when_an_episode_begins(tmp_path: Path) -> None:
+    class Counts:
+        starts: list[bool] = []  # noqa: RUF012
+
+        def predict(self, observation: Any, state: Any, episode_start: Any, deterministic: bool) -> tuple[Any, Any]:
+            assert episode_start[0] == (state is None)
+            self.starts.append(bool(episode_start[0]))
+            return np.array([0.1 * (state or 0)], np.float32), (state or 0) + 1
+
+    policy = Counts()
+    folder = record(Walk(), policy, 12, tmp_path / "walk")
+    assert policy.starts == [True] + [False] * 5 + [True] + [False] * 5
+    np.testing.assert_allclose(np.load(folder / "000000.npz")["action"][:, 0], [0, 0, 0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+def test_a_replay_and_its_file_are_data_sets(tmp_path: Path) -> None:
+    replay = load_dataset(record(Walk(), right, 10, tmp_path / "walk")).replay
+    assert load_dataset(replay).replay is replay
+    path = replay.save(tmp_path / "replay.zip")
+    assert len(load_dataset(path).replay) == len(replay)
+
+
+def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    generator = np.random.default_rng(0)
+    buffers = [
+        minari.data_collector.EpisodeBuffer(
+            id=number,
+            observations=generator.normal(size=(steps + 1, 4)).astype(np.float32),
+            actions=generator.integers(2, size=steps),
+            rewards=list(np.arange(steps) + 1.0),
+            terminations=[False] * (steps - 1) + [number == 0],
+            truncations=[False] * (steps - 1) + [number == 1],
+        )
+        for number, steps in enumerate((5, 3))
+    ]
+    made = minari.create_dataset_from_buffers("test/cartpole-v0", buffers, env="CartPole-v1")
+    data = load_dataset(made)
+    assert data.env == {"id": "CartPole-v1", "max_episode_steps": 500}
+    first, second = data.replay.sample(1, 10).reward[:, 0].split([6, 4])
+    assert (first.tolist(), second.tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3])
+    (episode,) = data.replay.episodes()  # the second was cut, and nothing follows it
+    np.testing.assert_allclose(episode.observation["observation"], buffers[0].observations)
+    assert list(episode.action[1:].argmax(-1)) == list(buffers[0].actions)
+    assert list(episode.is_terminal) == [False] * 5 + [True]
+    assert len(data.replay) == 10
+
+
+@pytest.mark.parametrize(("spoil", "text"), [
+    (lambda folder: (folder / "dataset.json").write_text("{}"), "no data set of wmgym"),
+    (lambda folder: (folder / "dataset.json").unlink(), r"dataset\.json cannot be read"),
+    (lambda folder: [path.unlink() for path in folder.glob("*.npz")], "holds no episode"),
+    (lambda folder: (folder / "000000.npz").write_bytes(b"PK"), r"000000\.npz cannot be read as an episode"),
+    (lambda folder: np.savez(folder / "000000.npz", action=np.zeros((3, 1))), r"000000\.npz cannot be read"),
+    (lambda folder: _write(folder, reward=np.zeros(2)), r"000000\.npz does not fit .*2 rewards"),
+    (lambda folder: _write(folder, observation=np.full((3, 1), np.nan)), r"000000\.npz does not fit .*NaN"),
+    (lambda folder: _write(folder, action=np.array([[{}]] * 3, dtype=object)), r"000000\.npz cannot be read"),
+])  # fmt: skip
+def test_files_that_are_not_sound_are_named(spoil: Any, text: str, tmp_path: Path) -> None:
+    folder = record(Walk(), right, 3, tmp_path / "walk")
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=text):
+        load_dataset(folder)
+
+
+def _write(folder: Path, **changes: np.ndarray) -> None:
+    arrays = {"observation": np.zeros((3, 1)), "action": np.zeros((3, 1)), "reward": np.zeros(3),
+              "is_terminal": np.zeros(3, bool)}  # fmt: skip
+    np.savez(folder / "000000.npz", **{**arrays, **changes})
+
+
+def test_what_cannot_be_recorded_or_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="steps must be 1 or more"):
+        record(Walk(), None, 0, tmp_path / "walk")
+    with pytest.raises(ValueError, match=r"\['size'\] are for environments named by an id"):
+        record(Walk(), None, 3, tmp_path / "walk", size=32)
+    record(Walk(), None, 3, tmp_path / "walk")
+    with pytest.raises(ValueError, match="another observation_space: choose another folder"):
+        record(Walk(keys=True), None, 3, tmp_path / "walk")
+    with pytest.raises(TypeError, match="not a list"):
+        load_dataset([1, 2])
+    assert isinstance(load_dataset(tmp_path / "walk").replay, SequenceReplay)

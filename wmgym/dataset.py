@@ -1,0 +1,321 @@
+"""Recorded episodes as data sets that worlds are fitted to.
+
+A data set is a folder: `dataset.json` (spaces, and what is known of the environment) and one `.npz` an episode,
+
+    observation or observation/<key>   (T + 1, ...)   what was seen, the reset's first
+    action                             (T + 1, ...)   in the environment's units; action[t] led to observation[t]
+    reward                             (T + 1,)       received on reaching observation[t]
+    is_terminal                        (T + 1,)       bool; all False when the episode was cut
+
+where `action[0]` and `reward[0]` say nothing. This is the alignment of `wmgym.worlds.base`. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from wmgym.checkpoint import space_from_json, space_to_json
+from wmgym.dream.convert import ActionConverter
+from wmgym.files import CheckpointError, atomic_writer
+from wmgym.replay import SequenceReplay
+from wmgym.replay_files import read_json, write_json
+from wmgym.spaces import OBSERVATION, action_size, as_dict, as_dict_space
+
+INDEX = "dataset.json"
+FORMAT = "wmgym-episodes"
+
+
+class Predicts(Protocol):
+    """What acts: every Stable-Baselines3 algorithm, and every agent of this project."""
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """An action, and what to remember."""
+
+
+Policy = Predicts | Callable[[Any], Any]
+"""Something with Stable-Baselines3's `predict`, or a function of the observation."""
+
+
+@dataclass
+class RecordedEpisode:
+    """An episode as it was lived; aligned as this module's head shows.
+
+    Attributes:
+        observation: by key, `(T + 1, ...)`.
+        action: `(T + 1, ...)`, in the environment's units.
+        reward: `(T + 1,)`.
+        terminated: whether it truly ended, instead of being cut.
+    """
+
+    observation: dict[str, np.ndarray]
+    action: np.ndarray
+    reward: np.ndarray
+    terminated: bool
+
+
+@dataclass
+class Dataset:
+    """Episodes in the project's replay.
+
+    Attributes:
+        replay: all steps.
+        env: what is known of the environment (`id`, `max_episode_steps`, ...), as in a world's checkpoint.
+    """
+
+    replay: SequenceReplay
+    env: dict[str, Any]
+
+
+# -- recording ------------------------------------------------------------------------------------------------
+
+
+def record(
+    env: gym.Env | str,
+    policy: Policy | None,
+    steps: int,
+    folder: str | Path = "recorded",
+    *,
+    deterministic: bool = False,
+    seed: int = 0,
+    **env_kwargs: Any,
+) -> Path:
+    """Let a policy act, and write every episode to a folder.
+
+    Args:
+        env: an environment, or an id for `wmgym.make_env`.
+        policy: something with `predict`, a function of the observation, or None for random actions.
+        steps: decisions; the last episode is cut there.
+        folder: where to; episodes that it holds already stay, and the numbers of new ones follow theirs.
+        deterministic: passed to `predict`.
+        seed: of the first reset and of random actions.
+        env_kwargs: further arguments of `wmgym.make_env`.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for fewer than 1 step, arguments that an environment does not take, or another environment's folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = record("CartPole-v1", None, 50, tempfile.mkdtemp())
+        >>> len(load_dataset(folder).replay) > 50
+        True
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {steps}.")
+    made, facts = _environment(env, env_kwargs)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {
+        "format": FORMAT,
+        "observation_space": space_to_json(made.observation_space),
+        "action_space": space_to_json(made.action_space),
+        "env": facts,
+    }
+    _require_same(folder, index)
+    write_json(folder / INDEX, index)
+    made.action_space.seed(seed)
+    next_seed: int | None = seed
+    try:
+        while steps > 0:
+            episode = _live(made, policy, steps, deterministic, next_seed)
+            save_episode(folder, episode)
+            steps, next_seed = steps - len(episode.reward) + 1, None
+    finally:
+        if made is not env:
+            made.close()
+    return folder
+
+
+def save_episode(folder: str | Path, episode: RecordedEpisode) -> Path:
+    """Write an episode beside those that are there; the file appears whole or not at all."""
+    folder = Path(folder)
+    number = 1 + max((int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()), default=-1)
+    observation = episode.observation
+    prefix = "" if set(observation) == {OBSERVATION} else f"{OBSERVATION}/"
+    named = {prefix + key: value for key, value in observation.items()}
+    is_terminal = np.zeros(len(episode.reward), bool)
+    is_terminal[-1] = episode.terminated
+    path = folder / f"{number:06d}.npz"
+    with atomic_writer(path) as file:
+        np.savez_compressed(file, action=episode.action, reward=episode.reward, is_terminal=is_terminal, **named)
+    return path
+
+
+def _environment(env: gym.Env | str, env_kwargs: dict[str, Any]) -> tuple[gym.Env, dict[str, Any]]:
+    if isinstance(env, str):
+        from wmgym.real import make_env  # it brings MuJoCo, which data sets of other environments need not
+
+        made = make_env(env, **env_kwargs)
+        return made, {"id": env, **env_kwargs, **_time_limit(made)}
+    if env_kwargs:
+        raise ValueError(f"{sorted(env_kwargs)} are for environments named by an id; this one is made already.")
+    return env, {**({"id": env.spec.id} if env.spec else {}), **_time_limit(env)}
+
+
+def _time_limit(env: gym.Env) -> dict[str, Any]:
+    """The longest episode in decisions, where the environment tells."""
+    if env.spec is None or not env.spec.max_episode_steps:
+        return {}
+    repeat = env.get_wrapper_attr("repeat") if env.has_wrapper_attr("repeat") else 1
+    return {"max_episode_steps": math.ceil(env.spec.max_episode_steps / repeat)}
+
+
+def _require_same(folder: Path, index: dict[str, Any]) -> None:
+    if (folder / INDEX).exists():
+        held = read_json(folder / INDEX)
+        for name in ("observation_space", "action_space"):
+            if held.get(name) != index[name]:
+                raise ValueError(f"{folder} holds episodes of another {name}: choose another folder.")
+
+
+def _live(env: gym.Env, policy: Policy | None, most: int, deterministic: bool, seed: int | None) -> RecordedEpisode:
+    """One episode, of at most `most` steps."""
+    observation, _ = env.reset(seed=seed)
+    act = _actor(env, policy, deterministic)
+    seen, done, rewards = [observation], [np.zeros_like(env.action_space.sample())], [0.0]
+    terminated = truncated = False
+    while not (terminated or truncated) and len(rewards) <= most:
+        action = act(observation)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        seen.append(observation), done.append(np.asarray(action)), rewards.append(float(reward))
+    keys = as_dict_space(env.observation_space)
+    by_key = {key: np.stack([as_dict(each)[key] for each in seen]) for key in keys}
+    return RecordedEpisode(by_key, np.stack(done), np.array(rewards, np.float32), terminated)
+
+
+def _actor(env: gym.Env, policy: Policy | None, deterministic: bool) -> Callable[[Any], Any]:
+    """A function of the observation that remembers within one episode what the policy wants remembered."""
+    if policy is None:
+        return lambda _: env.action_space.sample()
+    if not hasattr(policy, "predict"):
+        return policy  # a function
+    state: Any = None
+
+    def act(observation: Any) -> Any:
+        nonlocal state
+        action, state = policy.predict(observation, state, np.array([state is None]), deterministic)
+        return action
+
+    return act
+
+
+# -- reading --------------------------------------------------------------------------------------------------
+
+
+def load_dataset(data: Any) -> Dataset:
+    """Recorded episodes of any of the kinds that worlds can be fitted to.
+
+    Args:
+        data: a folder as `record` writes it, a replay (or the path of a saved one, `*.zip`), or a Minari data set
+            (`minari.load_dataset(...)`; extra `minari`).
+
+    Raises:
+        CheckpointError: naming the file and the fault.
+        TypeError: for anything else.
+    """
+    if isinstance(data, Dataset):
+        return data
+    if isinstance(data, SequenceReplay):
+        return Dataset(data, {})
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        return _load_folder(path) if path.is_dir() else Dataset(SequenceReplay.load(path), {})
+    if callable(getattr(data, "iterate_episodes", None)):
+        return _load_minari(data)
+    raise TypeError(
+        f"A data set is a folder of episodes (wmgym.record), a SequenceReplay or a Minari data set, not a "
+        f"{type(data).__name__}."
+    )
+
+
+def _load_folder(folder: Path) -> Dataset:
+    index = read_json(folder / INDEX)
+    if index.get("format") != FORMAT:
+        raise CheckpointError(f"{folder / INDEX} does not say {FORMAT!r}: it is no data set of wmgym.")
+    observation_space, action_space = (space_from_json(index[f"{kind}_space"]) for kind in ("observation", "action"))
+    paths = sorted(folder.glob("*.npz"))
+    episodes = [(str(path), _load_episode(path)) for path in paths]
+    if not episodes:
+        raise CheckpointError(f"{folder} holds no episode (*.npz).")
+    return _as_dataset(iter(episodes), observation_space, action_space, index.get("env", {}))
+
+
+def _load_episode(path: Path) -> RecordedEpisode:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            prefix = f"{OBSERVATION}/"
+            observation = {
+                name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(OBSERVATION)
+            }
+            ended = bool(arrays["is_terminal"][-1])
+            return RecordedEpisode(observation, arrays["action"], arrays["reward"], ended)
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} cannot be read as an episode: {error}.") from error
+
+
+def _load_minari(data: Any) -> Dataset:
+    spec = data.env_spec
+    facts = {} if spec is None else {"id": spec.id, "max_episode_steps": spec.max_episode_steps}
+    keys = list(as_dict_space(data.observation_space))
+
+    def episodes() -> Iterator[tuple[str, RecordedEpisode]]:
+        for episode in data.iterate_episodes():
+            observation = {key: np.asarray(as_dict(episode.observations)[key]) for key in keys}
+            actions = np.asarray(episode.actions)
+            action = np.concatenate([np.zeros_like(actions[:1]), actions])
+            reward = np.concatenate([[0.0], episode.rewards])
+            yield (
+                f"Minari episode {episode.id}",
+                RecordedEpisode(observation, action, reward, bool(episode.terminations[-1])),
+            )
+
+    return _as_dataset(episodes(), data.observation_space, data.action_space, facts)
+
+
+def _as_dataset(
+    episodes: Iterator[tuple[str, RecordedEpisode]],
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    env: dict[str, Any],
+) -> Dataset:
+    """Episodes in a replay that is as large as they are."""
+    lived = list(episodes)
+    replay = SequenceReplay(sum(len(episode.reward) for _, episode in lived), observation_space, action_space)
+    read_actions = ActionConverter(action_space)
+    for source, episode in lived:
+        try:
+            _add(replay, episode, read_actions)
+        except (ValueError, KeyError, IndexError) as error:
+            raise CheckpointError(f"{source} does not fit the data set: {error}") from error
+    longest = max(len(episode.reward) for _, episode in lived) - 1
+    return Dataset(replay, {"max_episode_steps": longest, **env})
+
+
+def _add(replay: SequenceReplay, episode: RecordedEpisode, read_actions: ActionConverter) -> None:
+    count = len(episode.reward)
+    lengths = {len(value) for value in (*episode.observation.values(), episode.action)}
+    if lengths != {count} or count < 1:
+        raise ValueError(f"It has {count} rewards, but arrays of {sorted(lengths)} steps.")
+    actions = np.zeros((count, action_size(replay.action_space)), np.float32)
+    if count > 1:
+        actions[1:] = read_actions(episode.action[1:]).numpy()
+    # A Box alone is added as it is, entries of a Dict by key.
+    for t in range(count):
+        observation = {key: value[t][None] for key, value in episode.observation.items()}
+        reward = np.zeros(1) if t == 0 else episode.reward[t][None]
+        ended = np.array([episode.terminated and t == count - 1])
+        replay.add(observation, actions[t][None], reward, np.array([t == 0]), ended)
