@@ -213,8 +213,8 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             written = self._infos(infos, ~begins)
             if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
                 observation, written = self._restart(observation, infos)
-        given = (observation, outcomes.reward, outcomes.terminated, truncated)
-        return (*(self._give(tensors) for tensors in given), written)  # type: ignore[return-value]
+        give = self._give
+        return give(observation), give(outcomes.reward), give(outcomes.terminated), give(truncated), written
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """What each dream looks like now: uint8 (H, W, 3) pictures."""

@@ -1,0 +1,242 @@
+"""How fast dreams are: beside the real environment, single dreams in a DummyVecEnv, and what the arithmetic allows.
+
+    python -m benchmarks.dream                # writes benchmarks/results/dream.json and its section of RESULTS.md
+    python -m benchmarks.dream --threads 1 4 --seconds 3
+
+Everything is measured in one process, one after the other. Rates are decisions a second of processor time for one
+thread (what other programs take of the machine then counts for little), of the wall clock for more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+from torch.utils.flop_counter import FlopCounterMode
+
+from agents.dreamer import flagship_world
+from agents.zoo.results import describe_commit, describe_machine
+from wmgym.dream import DreamEnv, DreamModel, DreamVectorEnv, StartStates, as_model
+from wmgym.files import atomic_writer
+from wmgym.real import make_env
+from wmgym.rendering import RenderingError
+from wmgym.worlds.rssm import RSSM
+
+ENV = "dm_control/walker-walk-v0"
+SIZES = (1, 16, 256, 1024, 4096)
+FOLDER = Path(__file__).parent
+BEGIN, END = "<!-- dream: made by python -m benchmarks.dream -->", "<!-- end of dream -->"
+
+
+@dataclasses.dataclass
+class Clock:
+    """Measures decisions a second.
+
+    Attributes:
+        threads: of torch; 1 is timed by the processor's clock, more by the wall clock.
+        seconds: that each measurement takes at least.
+    """
+
+    threads: int
+    seconds: float
+
+    def rate(self, step: Callable[[], Any], decisions: int) -> float:
+        """How often a second, when each `step` makes so many `decisions`."""
+        now = time.process_time if self.threads == 1 else time.perf_counter
+        torch.set_num_threads(self.threads)
+        step()
+        begun, steps = now(), 0
+        while now() - begun < self.seconds:
+            step()
+            steps += 1
+        return steps * decisions / (now() - begun)
+
+
+# -- what is measured -----------------------------------------------------------------------------------------
+
+
+def make_model(pixels: bool) -> DreamModel:
+    """An untrained world of the flagship's size; how fast it is does not depend on what it has learnt."""
+    torch.manual_seed(0)
+    box = spaces.Box(0, 255, (64, 64, 3), np.uint8) if pixels else spaces.Box(-np.inf, np.inf, (24,), np.float32)
+    action = spaces.Box(-1, 1, (6,), np.float32)
+    config = flagship_world(deter=200, stoch=30, units=200, depth=16, picture_share=1.0)
+    world = RSSM(box, action, config).eval().requires_grad_(False)
+    return as_model(world, StartStates(world.initial(1), torch.tensor([True])))
+
+
+def real_step(observation: Any, fast_render: bool = True) -> Callable[[], None]:
+    """One decision of the real environment."""
+    env = make_env(ENV, observation=observation, fast_render=fast_render, seed=0)
+    env.reset(seed=0)
+    action = env.action_space.sample()
+
+    def step() -> None:
+        if env.step(action)[3]:
+            env.reset()
+
+    return step
+
+
+def dummy_step(model: DreamModel, count: int) -> Callable[[], Any]:
+    """One decision of single dreams, one after the other."""
+    env = DummyVecEnv([lambda: DreamEnv(model, termination="never")] * count)
+    env.reset()
+    actions = np.stack([env.action_space.sample() for _ in range(count)])
+    return lambda: env.step(actions)
+
+
+def dream_step(model: DreamModel, count: int, observation: Any) -> Callable[[], Any]:
+    """One decision of many dreams at once, as a user of Gymnasium makes it."""
+    dreams = DreamVectorEnv(count, model, observation=observation, termination="never")
+    dreams.reset(seed=0)
+    actions = dreams.action_space.sample()
+    return lambda: dreams.step(actions)
+
+
+def flops(model: DreamModel, observation: str) -> float:
+    """Floating-point operations of the matrix products and convolutions of one decision."""
+    dreams = DreamVectorEnv(1, model, observation=observation, termination="never")  # type: ignore[arg-type]
+    dreams.reset(seed=0)
+    actions = dreams.action_space.sample()
+    with FlopCounterMode(display=False) as counter:
+        dreams.step(actions)
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(clock: Clock, size: int = 1024) -> float:
+    """Floating-point operations a second of a product of two square float32 matrices."""
+    a, b = torch.randn(2, size, size)
+    return clock.rate(lambda: a @ b, 2 * size**3)
+
+
+# -- the table ------------------------------------------------------------------------------------------------
+
+
+def measure_real(clock: Clock) -> dict[str, float]:
+    """Rates of the real environment."""
+    rates = {"real, state": clock.rate(real_step("state"), 1)}
+    try:
+        for name, fast in (("fast", True), ("reference", False)):
+            rates[f"real, pixels, {name} rendering"] = clock.rate(real_step("pixels", fast), 1)
+    except RenderingError as error:
+        print(f"No pixels here: {error}", file=sys.stderr)
+    return rates
+
+
+def measure_dreams(clock: Clock, pixels: bool, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Rates of dreams of one world, with the arithmetic floor beside each."""
+    model = make_model(pixels)
+    rate = matrix_rate(clock)
+    what = "pixels" if pixels else "state"
+    rows: list[dict[str, Any]] = []
+    for observation in ("latent", "decoded"):
+        floor = rate / flops(model, observation)
+        for count in sizes:
+            measured = clock.rate(dream_step(model, count, observation), count)
+            rows.append(
+                {"world": what, "observation": observation, "dreams": count, "threads": clock.threads,
+                 "rate": measured, "floor": floor, "times_the_floor": floor / measured}
+            )  # fmt: skip
+            print(rows[-1], file=sys.stderr, flush=True)
+    rows.append(
+        {"world": what, "observation": "decoded", "dreams": 16, "threads": clock.threads, "dummy": True,
+         "rate": clock.rate(dummy_step(model, 16), 16)}
+    )  # fmt: skip
+    return rows
+
+
+def ratios(real: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What the dreams are compared with, one thread: as many times as fast."""
+    best = {(row["world"], row["observation"]): row["rate"] for row in rows if row["dreams"] == 1024}
+    dummy = {row["world"]: row["rate"] for row in rows if row.get("dummy")}
+    found = {}
+    for world in ("state", "pixels"):
+        found[f"1024 dreams, {world} decoded, over DummyVecEnv of 16"] = best[world, "decoded"] / dummy[world]
+    reference = real.get("real, pixels, reference rendering")
+    if reference:
+        for world, observation in (("pixels", "latent"), ("pixels", "decoded"), ("state", "decoded")):
+            name = f"1024 dreams, {world} {observation}, over real pixels with reference rendering"
+            found[name] = best[world, observation] / reference
+    return found
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result in Markdown."""
+    lines = [
+        f"{result['env_id']}; a world of the flagship's size ({result['parameters']:,} parameters); "
+        f"{result['machine']}; commit {result['commit']}. `{result['command']}`. {result['clock']}",
+        "",
+        "| | dreams | threads | decisions a second | of the floor |",
+        "|---|---|---|---|---|",
+        *(f"| {name} | - | - | {rate:,.0f} | - |" for name, rate in result["real"].items()),
+    ]
+    for row in result["dreams"]:
+        name = f"{row['world']}, {row['observation']}" + (", DummyVecEnv of single dreams" if row.get("dummy") else "")
+        share = f"1 / {row['times_the_floor']:.1f}" if "times_the_floor" in row else "-"
+        lines.append(f"| {name} | {row['dreams']} | {row['threads']} | {row['rate']:,.0f} | {share} |")
+    lines += ["", "| comparison, one thread | times as fast |", "|---|---|"]
+    lines += [f"| {name} | {value:,.1f} |" for name, value in result["ratios"].items()]
+    return "\n".join(lines)
+
+
+def write(result: dict[str, Any]) -> None:
+    """The result as JSON, and its section of RESULTS.md."""
+    path = FOLDER / "results" / "dream.json"
+    path.parent.mkdir(exist_ok=True)
+    with atomic_writer(path) as file:
+        file.write((json.dumps(result, indent=1) + "\n").encode())
+    page = FOLDER / "RESULTS.md"
+    text = page.read_text() if page.exists() else "# Benchmarks\n"
+    if BEGIN not in text:
+        text = f"{text.rstrip()}\n\n## Dreams\n\n{BEGIN}\n{END}\n"
+    before, rest = text.split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{table(result)}\n\n{END}{rest.split(END)[1]}")
+
+
+def run(threads: tuple[int, ...], seconds: float, sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Measure everything."""
+    one = Clock(1, seconds)
+    real = measure_real(one)
+    rows = [row for world in (False, True) for row in measure_dreams(one, world, sizes)]
+    for count in threads:
+        if count > 1:
+            rows += measure_dreams(Clock(count, seconds), False, sizes)
+    return {
+        "env_id": ENV,
+        "parameters": sum(parameter.numel() for parameter in make_model(False).world.parameters()),
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "commit": describe_commit(),
+        "machine": describe_machine(),
+        "clock": "One thread: a second of processor time. More: a second of the wall clock.",
+        "real": real,
+        "dreams": rows,
+        "ratios": ratios(real, [row for row in rows if row["threads"] == 1]),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.dream", description=__doc__.split("\n")[0])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--dreams", type=int, nargs="+", default=list(SIZES), help="how many at once; 1024 among them")
+    args = parser.parse_args(arguments)
+    result = run(tuple(args.threads), args.seconds, tuple(sorted({*args.dreams, 1024})))
+    write(result)
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
