@@ -70,8 +70,8 @@ class StagedAgent(WorldModelAgent):
         self, callback: BaseCallback, total_timesteps: int, log_interval: int | None, interrupt: InterruptGuard
     ) -> None:
         self._learning_pending = False
-        if self._iteration >= self.iterations or self.num_timesteps < self._begun:  # a procedure has ended: the next
-            self._iteration, self._stage, self._stage_step, self._begun = 0, STAGES[0], 0, self.num_timesteps
+        if self._iteration >= self.iterations or not self.num_timesteps:
+            self._begin_procedure()
         while self._iteration < self.iterations:
             with self._anew_after_error():
                 if not self._collect(callback, total_timesteps, log_interval, interrupt):
@@ -79,6 +79,11 @@ class StagedAgent(WorldModelAgent):
             if not self._fit(interrupt, log_interval):
                 return
             self._iteration, self._stage = self._iteration + 1, STAGES[0]
+
+    def _begin_procedure(self) -> None:
+        self._finish_stage()
+        self._iteration, self._stage, self._stage_step, self._begun = 0, STAGES[0], 0, self.num_timesteps
+        self.history = []
 
     def _collect(
         self, callback: BaseCallback, total_timesteps: int, log_interval: int | None, interrupt: InterruptGuard

@@ -86,7 +86,7 @@ class WorldModels(StagedAgent):
         options: the rest of `WorldModelAgent`'s arguments.
 
     Attributes:
-        history: of every generation since C's stage began, best and mean fitness and the deviation; where the mean
+        history: of every generation of the procedure, best and mean fitness and the deviation; where the mean solution
             was evaluated, its score.
         costs: seconds that each stage has taken, by the clock and of the processor.
         evolution_steps: decisions that evolution took in the real environment, beside `num_timesteps`.

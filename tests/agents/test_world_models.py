@@ -20,7 +20,9 @@ from wmgym.nets.coders import CoderConfig
 from wmgym.random import ModeNoise, TorchNoise
 from wmgym.real import make_vec
 from wmgym.worlds.base import index_state
+from wmgym.worlds.config import RSSMConfig
 from wmgym.worlds.mdn_rnn import MDNRNN, MDNRNNConfig
+from wmgym.worlds.rssm import RSSM
 
 TINY: dict[str, Any] = {
     "latent": 3, "hidden": 8, "vision_updates": 6, "vision_batch": 8, "memory_updates": 6, "batch_size": 4,
@@ -76,6 +78,16 @@ def test_all_candidates_and_rollouts_are_one_batch_of_the_same_dreams() -> None:
             state, reward, _ = world.imagine(state, action, ModeNoise())
             total += reward.item()
         assert returns[p].tolist() == pytest.approx([total, total], rel=1e-4)
+
+
+def test_candidates_are_judged_in_any_world() -> None:
+    world = RSSM(spaces.Box(-9, 9, (2,), np.float32), spaces.Discrete(2), RSSMConfig(deter=8, stoch=4, hidden=8))
+    controller = Controller(world.feature_size, world.action_space)
+    candidates = torch.randn(3, controller.size)
+    noise = TorchNoise(torch.Generator().manual_seed(0))
+    returns, _ = dream_returns(world, controller, candidates, world.initial(1), 5, 4, noise, ends="never")
+    assert returns.shape == (3, 5)
+    assert len(set(returns.flatten().tolist())) == 15  # each has chance of its own
 
 
 def test_a_dream_that_has_ended_earns_no_more() -> None:
@@ -162,6 +174,15 @@ def test_iterations_share_out_the_decisions_and_roll_out_c() -> None:
     assert agent._n_updates == 2 * (6 + 6 + 3)
     more = agent.num_timesteps + 20
     assert agent.learn(20, reset_num_timesteps=False).num_timesteps == more
+
+
+def test_learning_anew_goes_through_all_stages_again() -> None:
+    agent = tiny(generations=2).learn(40)
+    once = agent._n_updates
+    agent.learn(40)
+    assert agent.num_timesteps == 40
+    assert agent._n_updates == 2 * once
+    assert len(agent.history) == 2
 
 
 def test_evolving_again_leaves_the_world_as_it_is() -> None:
