@@ -67,7 +67,8 @@ def plot_evolution(path: str | Path, history: Sequence[Mapping[str, float]], tit
     axes.plot(number, [row["best"] for row in history], color="C0", alpha=0.5, label="best candidate")
     axes.plot(number, [row["mean"] for row in history], color="C0", label="mean of the candidates")
     scored = [(i, row["score"]) for i, row in zip(number, history) if "score" in row]
-    axes.plot(*zip(*scored), "o--", color="C1", label="the mean solution, evaluated") if scored else None
+    if scored:
+        axes.plot(*zip(*scored), "o--", color="C1", label="the mean solution, evaluated")
     axes.set(title=title, xlabel="generation", ylabel="return")
     axes.legend(loc="best", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

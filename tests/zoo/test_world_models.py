@@ -1,0 +1,55 @@
+"""The commands of World Models: what they write, and that it fits together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from PIL import Image
+
+from agents import WorldModels
+from agents.zoo import iterations, take_cover
+from agents.zoo.stage_plots import plot_evolution
+
+FEW = ["vision_updates=2", "vision_batch=4", "memory_updates=2", "batch_size=2", "batch_length=8", "depth=2"]
+FEW += ["hidden=8", "latent=4", "generations=2", "population=4", "rollouts=2", "evaluate_rollouts=2", "dream_horizon=6"]
+
+
+def test_take_cover_writes_its_table_and_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("vizdoom")
+    options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--temperatures", "0.5", "1.15"]
+    path = take_cover.main([*options, "--out", str(tmp_path), "--set", *FEW, "n_envs=2"])
+    result = json.loads(path.read_text())
+    assert result["complete"]
+    assert result["decisions_collected"] == 160
+    assert [row["temperature"] for row in result["table"]] == [0.5, 1.15]
+    assert [row["generations"] for row in result["table"]] == [1, 2]
+    for row in result["table"]:
+        assert len(row["real"]["returns"]) == len(row["dream"]["returns"]) == 2
+        assert row["real"]["mean"] > 50  # the game lasts at least that long whatever one does
+        assert row["cost"]["processor_s"] > 0
+    for name in ("reconstructions", "dreams", "evolution"):
+        assert Image.open(tmp_path / f"{name}.png").size[0] > 300
+    agent = WorldModels.load(tmp_path / "world_models.zip", device="cpu")
+    assert agent.temperature == 1.15
+    gym.make("Dream-v0", model=str(tmp_path / "world_models_0.5.zip"), temperature=0.5).reset(seed=0)
+
+
+def test_rounds_and_one_pass_get_the_same_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small: dict[str, Any] = {"vision_updates": 4, "memory_updates": 4, "generations": 4, "n_envs": 2, "rollouts": 2}
+    small |= {"population": 4, "evaluate_rollouts": 2, "dream_horizon": 5, "batch_size": 2, "batch_length": 8}
+    monkeypatch.setattr(iterations, "SETTINGS", iterations.SETTINGS | small)
+    path = iterations.main(["--decisions", "80", "--rounds", "2", "--episodes", "2", "--out", str(tmp_path)])
+    result = json.loads(path.read_text())
+    assert [row["decisions"] for row in result["rounds"]] == [40, 80]
+    assert [row["decisions"] for row in result["one_pass"]] == [80]
+    assert all(-2000 < row["return_mean"] < 0 for row in [*result["rounds"], *result["one_pass"]])
+
+
+def test_evolution_is_drawn_with_or_without_evaluations(tmp_path: Path) -> None:
+    history = [{"best": 1.0, "mean": 0.0}, {"best": 2.0, "mean": 1.0}]
+    assert plot_evolution(tmp_path / "a.png", history).is_file()
+    assert plot_evolution(tmp_path / "b.png", [*history, {"best": 3.0, "mean": 2.0, "score": 2.5}]).is_file()
