@@ -91,7 +91,8 @@ class StagedAgent(WorldModelAgent):
         """The real decisions of this iteration; False when stopped before they were all taken."""
         if self._stage == STAGES[0] and self._last_obs is None:  # evolution has used the environment
             assert self.env is not None
-            self._last_obs, self._last_episode_starts = self.env.reset(), np.ones(self.n_envs, bool)
+            self._last_obs = self.env.reset()  # type: ignore[assignment]  # never a tuple: check_spaces refused those
+            self._last_episode_starts = np.ones(self.n_envs, bool)
             self._begin_episodes()
         share = (self._iteration + 1) / self.iterations
         target = self._begun + math.ceil((total_timesteps - self._begun) * share)

@@ -71,7 +71,7 @@ def play(agent: WorldModels, args: argparse.Namespace) -> list[float]:
     env = make_vec(args.env, args.episodes, seed=args.seed + 10_000)
     returns, _ = evaluate_policy(agent, env, args.episodes, deterministic=True, return_episode_rewards=True, warn=False)
     env.close()
-    return [float(value) for value in returns]
+    return list(np.asarray(returns, float))
 
 
 def main(arguments: list[str] | None = None) -> Path:

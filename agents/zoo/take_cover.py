@@ -132,7 +132,7 @@ class TakeCover:
 
     def play(self, player: Any) -> list[float]:
         """Tics survived in each real episode."""
-        options = {"observation": "pixels", "action_repeat": self.agent.action_repeat}
+        options: dict[str, Any] = {"observation": "pixels", "action_repeat": self.agent.action_repeat}
         env = make_vec(TAKE_COVER, min(10, self.args.episodes), seed=self.args.seed + 10_000, **options)
         try:
             returns, _ = evaluate_policy(
@@ -140,7 +140,7 @@ class TakeCover:
             )
         finally:
             env.close()
-        return [float(value) for value in returns]
+        return list(np.asarray(returns, float))
 
     def write(self, path: Path | None = None) -> Path:
         """The result file, as far as it is known."""

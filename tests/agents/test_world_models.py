@@ -102,13 +102,13 @@ def test_a_dream_that_has_ended_earns_no_more() -> None:
         world.end_head.bias.data.fill_(end_logit)  # type: ignore[union-attr]
         noise = TorchNoise(torch.Generator().manual_seed(0))
         candidates = torch.zeros(2, controller.size)
-        returns, steps = dream_returns(world, controller, candidates, world.initial(1), 2000, 40, noise, ends=ends)
+        returns, steps = dream_returns(world, controller, candidates, world.initial(1), 500, 40, noise, ends=ends)
         assert steps == returns.sum()
         return returns.mean().item()
 
     assert mean_length(50.0, "sample") == mean_length(1.0, "threshold") == 1.0
     assert mean_length(-1.0, "threshold") == mean_length(50.0, "never") == 40.0
-    assert mean_length(0.0, "sample") == pytest.approx(2.0, rel=0.05)  # each step ends one in two
+    assert mean_length(0.0, "sample") == pytest.approx(2.0, rel=0.1)  # each step ends one in two
 
 
 def test_each_candidate_is_judged_by_its_own_real_episodes(counter: Any) -> None:
@@ -163,6 +163,13 @@ def test_c_learns_in_the_real_environment() -> None:
     agent = tiny("test/Reach-v0", **{**REACHING, **changes, "n_envs": 4}).learn(200)
     assert agent.evolution_steps == (12 * 12 * 2 + 2 * 32) * 20
     assert max(row["mean"] for row in agent.history) > agent.history[0]["mean"] + 1.5
+
+
+@pytest.mark.slow
+def test_real_episodes_run_in_processes_of_their_own() -> None:
+    agent = tiny("CartPole-v1", train_in="real", real_envs=2, generations=2).learn(40)
+    assert agent.evolution_steps >= (2 * 4 * 2 + 4) * 8  # CartPole stands for eight steps whatever one does
+    assert agent.history[-1]["best"] >= 8
 
 
 def test_iterations_share_out_the_decisions_and_roll_out_c() -> None:
