@@ -55,7 +55,8 @@ class PlanningPolicy(WorldModelPolicy):
     ) -> None:
         super().__init__(observation_space, action_space, world, {})
         self.planner, self.warm_start = planner, warm_start
-        self._with_plan = _with_plan(world.initial(1))
+        self._state_kind = type(world.initial(1))
+        self._with_plan = _with_plan(self._state_kind)
 
     def initial_carry(self, batch_size: int) -> Carry:
         """See `WorldModelPolicy.initial_carry`; with warm start the plan is zero, `(B, H, A)`."""
@@ -70,7 +71,7 @@ class PlanningPolicy(WorldModelPolicy):
     ) -> Carry:
         """See one observation `(B, ...)`, and plan. A deterministic decision is searched with the same draws always."""
         leaves = carry.state[:-1] if self.warm_start else carry.state
-        before = type(self.world.initial(0))(*leaves)
+        before = self._state_kind(*leaves)
         state = detach_state(self.world.observe(before, carry.action, observation, is_first, noise))
         draws = TorchNoise(torch.Generator(self.device).manual_seed(0), self.device) if deterministic else noise
         return self._planned(state, self._start(carry, is_first), draws)
@@ -169,6 +170,8 @@ class PlaNet(WorldModelAgent):
     ) -> None:
         _check_choice("dynamics", dynamics, DYNAMICS)
         _check_choice("planner", planner, PLANNERS)
+        _check_count("seed_episodes", seed_episodes, 0)
+        _check_count("updates_per_episode", 1 if updates_per_episode is None else updates_per_episode, 1)
         self.dynamics, self.planner = dynamics, planner
         self.seed_episodes, self.updates_per_episode = seed_episodes, updates_per_episode
         self.exploration_noise, self.clip = exploration_noise, clip
@@ -257,9 +260,9 @@ class PlaNet(WorldModelAgent):
         return {**loss.parts, **loss.metrics, "world_grad_norm": norm}
 
 
-def _with_plan(state: State) -> Any:
-    """The kind of `state` with one more leaf, `plan`."""
-    return namedtuple("PlannedState", (*state._fields, "plan"))
+def _with_plan(kind: Any) -> Any:
+    """A kind of state with one more leaf, `plan`."""
+    return namedtuple("PlannedState", (*kind._fields, "plan"))
 
 
 def _search(name: str, horizon: int, candidates: int, elites: int, iterations: int | None) -> Planner:
@@ -270,6 +273,11 @@ def _search(name: str, horizon: int, candidates: int, elites: int, iterations: i
     if issubclass(kind, CEM):
         settings["elites"] = elites
     return kind(**settings)
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}.")
 
 
 def _check_choice(name: str, value: str, choices: dict[str, Any]) -> None:

@@ -8,12 +8,11 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from agents.imagination import reach_weights
 from agents.planners import Plannable
 from agents.simulators import SimulatedPlans
 from wmgym.dream import DreamEnv, DreamVectorEnv
 from wmgym.random import Noise
-from wmgym.worlds.base import State, World, map_state, stack_states
+from wmgym.worlds.base import State, World, map_state
 
 Value = Callable[[Tensor], Tensor]
 """Values `(...)` of features `(..., F)`."""
@@ -100,16 +99,15 @@ class ImaginedPlans:
     def returns(self, plans: Tensor, noise: Noise) -> Tensor:
         """See `Plannable.returns`; one draw of the world's chance for every plan."""
         count = plans.shape[2]
-        actions = plans.flatten(1, 2)  # (H, N * J, A)
         shared = Shared(noise, self.num_envs)
-        states = [map_state(lambda leaf: leaf.repeat_interleave(count, 0), self.state)]
-        for action in actions:
-            states.append(self.world.transition(states[-1], action, shared))
-        path = stack_states(states)
-        before, after = map_state(lambda x: x[:-1], path), map_state(lambda x: x[1:], path)
-        reward, continues = self.world.outcome(before, actions, after)
-        discounts = self.discount * continues
-        total = (reach_weights(discounts) * reward).sum(0)
+        state = map_state(lambda leaf: leaf.repeat_interleave(count, 0), self.state)  # (N * J, ...)
+        total = torch.zeros(self.num_envs * count, device=self.device)
+        reach = torch.ones_like(total)  # how much what comes next counts
+        for action in plans.flatten(1, 2):
+            # Step by step, rewards too: what a step needs stays in the processor's cache.
+            state, reward, continues = self.world.imagine(state, action, shared)
+            total = total + reach * reward
+            reach = reach * (self.discount * continues)
         if self.value is not None:
-            total = total + discounts.prod(0) * self.value(self.world.features(states[-1]))
+            total = total + reach * self.value(self.world.features(state))
         return total.unflatten(0, (self.num_envs, count))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -25,6 +25,8 @@ class SimulatedPlans:
         envs: environments on MuJoCo in the midst of an episode, dm_control's (through `wmgym.make_env`) or
             Gymnasium's. Only the simulation and its rewards are run: no observation is made, nothing is counted.
         discount: of rewards, per decision.
+        every_reward: count the reward of every simulator step, or (several times as fast) that of a decision's last one
+            for all of them.
 
     Raises:
         TypeError: for an environment that is not on MuJoCo.
@@ -32,10 +34,10 @@ class SimulatedPlans:
 
     device = torch.device("cpu")
 
-    def __init__(self, envs: Sequence[gym.Env], discount: float = 1.0) -> None:
+    def __init__(self, envs: Sequence[gym.Env], discount: float = 1.0, every_reward: bool = True) -> None:
         if not isinstance(envs, Sequence):
             raise TypeError(f"{envs} cannot be planned in: give its environments as a list.")
-        self.simulators = [Simulator(env) for env in envs]
+        self.simulators = [Simulator(env, every_reward) for env in envs]
         self.num_envs, self.discount = len(envs), discount
         self.action_space: spaces.Box = envs[0].action_space  # type: ignore[assignment]
 
@@ -54,21 +56,23 @@ class Simulator:
 
     Args:
         env: an environment on MuJoCo.
+        every_reward: see `SimulatedPlans`.
 
     Raises:
         TypeError: for an environment that is not.
     """
 
-    def __init__(self, env: gym.Env) -> None:
+    def __init__(self, env: gym.Env, every_reward: bool = True) -> None:
         inner: Any = env.unwrapped
         self.repeat = int(env.get_wrapper_attr("repeat")) if env.has_wrapper_attr("repeat") else 1
+        self.every_reward = every_reward
         if is_dm_control(env):
             physics = inner.physics
             self.model, self.data = physics.model.ptr, physics.data.ptr
-            self._reward: Callable[[np.ndarray], float] = _DmControlReward(inner)
+            self._task: _DmControlTask | _GymnasiumTask = _DmControlTask(inner)
         elif is_gymnasium_mujoco(env):
             self.model, self.data = inner.model, inner.data
-            self._reward = lambda action: float(inner.step(action)[1])
+            self._task = _GymnasiumTask(inner)
         else:
             raise TypeError(
                 f"{env} cannot be planned in: give a World and a state, a Dream-v0, or an environment on MuJoCo."
@@ -87,7 +91,12 @@ class Simulator:
     def step(self, action: np.ndarray) -> float:
         """Do `action` `(A,)` as often as the environment repeats it; the sum of the rewards."""
         scaled = self.middle + self.half * np.clip(action, -1.0, 1.0)
-        return sum(self._reward(scaled) for _ in range(self.repeat))
+        rewards = []
+        for left in reversed(range(self.repeat)):
+            self._task.advance(scaled)
+            if self.every_reward or not left:
+                rewards.append(self._task.reward())
+        return self.repeat * float(np.mean(rewards))
 
     def get_state(self) -> np.ndarray:
         """Everything that the future depends on."""
@@ -102,16 +111,33 @@ class Simulator:
         mujoco.mj_setState(self.model, self.data, state, _WHOLE)  # mj_forward has moved the solver's first guess
 
 
-class _DmControlReward:
-    """One control step of a dm_control task, without observations, counters or the end of the episode."""
+class _DmControlTask:
+    """A dm_control task's steps and rewards, without observations, counters and the end of the episode."""
 
     def __init__(self, inner: Any) -> None:
         self.env = inner._env
-        self.substeps = self.env._n_sub_steps
 
-    def __call__(self, action: np.ndarray) -> float:
-        task, physics = self.env.task, self.env.physics
-        task.before_step(action, physics)
-        physics.step(self.substeps)
-        task.after_step(physics)
-        return float(task.get_reward(physics))
+    def advance(self, action: np.ndarray) -> None:
+        """One control step."""
+        self.env.task.before_step(action, self.env.physics)
+        self.env.physics.step(self.env._n_sub_steps)
+        self.env.task.after_step(self.env.physics)
+
+    def reward(self) -> float:
+        """Of the state that is now."""
+        return float(self.env.task.get_reward(self.env.physics))
+
+
+class _GymnasiumTask:
+    """The same of a MuJoCo environment of Gymnasium, which gives a step's reward with the step."""
+
+    def __init__(self, inner: Any) -> None:
+        self.env, self.last = inner, 0.0
+
+    def advance(self, action: np.ndarray) -> None:
+        """One step."""
+        self.last = float(self.env.step(action)[1])
+
+    def reward(self) -> float:
+        """Of the last step."""
+        return self.last

@@ -109,7 +109,17 @@ def test_every_dynamics_with_every_objective_learns_and_dreams(dynamics: str, tm
         sb3_check_env(gym.make("Dream-v0", model=str(path)))
 
 
-@pytest.mark.parametrize(("wrong", "value"), [("dynamics", "lstm"), ("planner", "cme"), ("elites", 25), ("horizon", 0)])
+@pytest.mark.parametrize(
+    ("wrong", "value"),
+    [
+        ("dynamics", "lstm"),
+        ("planner", "cme"),
+        ("elites", 25),
+        ("horizon", 0),
+        ("seed_episodes", -1),
+        ("updates_per_episode", 0),
+    ],
+)
 def test_arguments_that_cannot_be_are_named(wrong: str, value: Any) -> None:
     with pytest.raises(ValueError, match=wrong):
         small(**{wrong: value})
