@@ -1,17 +1,19 @@
 # make setup   builds .venv (torch first) and checks what rendering needs
 # make test    ruff, mypy and the tests that are not slow
+# make test-oldest   those tests with the oldest gymnasium, Stable-Baselines3 and shimmy that are supported
 # make demo    trains a Dreamer, opens its world as Dream-v0, trains PPO or SAC inside; writes runs/demo/
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 STAMP := $(VENV)/.wmgym-installed
 
 # Small networks: more threads than one only wait for one another.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup test lint format demo clean
+.PHONY: setup test test-oldest lint format demo clean
 
 setup: $(STAMP)
 	@$(BIN)/python -m wmgym.check_system
@@ -26,6 +28,15 @@ $(STAMP): pyproject.toml
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
+
+test-oldest: $(OLDEST)/.wmgym-installed
+	$(OLDEST)/bin/python -m pytest -m "not slow"
+
+$(OLDEST)/.wmgym-installed: pyproject.toml .ci/oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check "$(TORCH)"
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check "$(TORCH)" -c .ci/oldest.txt -e ".[dev]"
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

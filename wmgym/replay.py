@@ -31,11 +31,12 @@ from wmgym.replay_files import (
     write_json,
     write_zip,
 )
-from wmgym.replay_storage import FLAGS, INDEX, OBSERVATION_PREFIX, RingStorage, grouped, step_fields
+from wmgym.replay_storage import FLAGS, INDEX, OBSERVATION_PREFIX, RingStorage, checked, grouped, step_fields
 from wmgym.replay_streams import Streams, begin_stretch, check_state
 from wmgym.spaces import as_dict
 from wmgym.worlds.base import SequenceBatch
 
+_SPARE = 8  # in a folder, one row for so many is spare: `set_state` finds what was overwritten since
 _NOTHING = (np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
@@ -109,9 +110,10 @@ class SequenceReplay:
         self._streams = Streams(n_envs, capacity // n_envs, seed)
         self._folder = None if folder is None else Path(folder)
         index = self._read_index()
-        self._storage = RingStorage(self._fields, capacity // n_envs, n_envs, self._folder)
+        spare = 0 if folder is None else self._streams.rows // _SPARE if index is None else index.get("spare", 0)
+        self._storage = RingStorage(self._fields, self._streams.rows + spare, n_envs, self._folder)
         if index is not None:
-            self._streams.ranges = [self._storage.held(env) for env in range(n_envs)]
+            self._streams.ranges = [self._held_until(env) for env in range(n_envs)]
             self._streams.restore(index["state"])
         elif self._folder is not None:
             write_json(self._folder / INDEX, self._header())
@@ -159,7 +161,7 @@ class SequenceReplay:
         if values.keys() != self._fields.keys():
             wanted, got = self._fields.keys() - values.keys(), values.keys() - self._fields.keys()
             raise ValueError(f"The observation lacks {sorted(wanted)} and has unknown {sorted(got)} (keys).")
-        values = {name: self._checked(name, value, rows) for name, value in values.items()}
+        values = {name: checked(name, self._fields[name], value, rows) for name, value in values.items()}
         if self._streams.cut.any():
             begin_stretch(values, self._streams.cut[rows])
         self._storage.write(rows, self._streams.count[rows], values)
@@ -303,39 +305,31 @@ class SequenceReplay:
         return self._streams.get_state()
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to where `get_state` was called; steps added since are dropped, overwritten ones stay lost.
+        """Go back to where `get_state` was called; steps added since are dropped.
+
+        Steps overwritten since stay lost, but a replay in a folder keeps an eighth of its capacity in reserve: it is
+        exactly what it was, if no more steps than that were added.
 
         Raises:
             ValueError: if the state belongs to a replay with more steps, or its steps are no longer held.
         """
         check_state(state, self.n_envs)
-        ranges = self._streams.ranges
-        if not all(oldest <= count <= newest for count, (oldest, newest) in zip(state["count"], ranges)):
+        kept = [self._storage.held(env) for env in range(self.n_envs)]
+        if not all(oldest <= count <= newest for count, (oldest, newest) in zip(state["count"], kept)):
             raise ValueError(
                 f"The state belongs to a replay after {state['count']} steps by stream; this one holds the steps "
-                f"{ranges}."
+                f"{kept}."
             )
-        for env, (count, (_, newest)) in enumerate(zip(state["count"], ranges)):
+        for env, (count, (_, newest)) in enumerate(zip(state["count"], kept)):
             self._storage.mark(env, count, newest, whole=False)
-        self._streams.ranges = [(oldest, count) for count, (oldest, _) in zip(state["count"], ranges)]
+        self._streams.ranges = [self._held_until(env, count) for env, count in enumerate(state["count"])]
         self._streams.restore(state)
 
-    def _checked(self, name: str, value: Any, rows: np.ndarray) -> np.ndarray:
-        field = self._fields[name]
-        array = np.asarray(value)
-        if array.shape != (len(rows), *field.shape):
-            raise ValueError(f"{name!r} has shape {array.shape}, expected {(len(rows), *field.shape)}.")
-        if array.dtype == field.dtype and field.dtype != np.float32:
-            return array
-        if field.dtype == np.uint8:
-            raise ValueError(f"{name!r} is a picture and must be uint8, but its dtype is {array.dtype}.")
-        array = array.astype(field.dtype, copy=False)
-        if not np.isfinite(array).all():
-            row = int(np.argwhere(~np.isfinite(array))[0][0])
-            raise ValueError(
-                f"{name!r} of environment {rows[row]} is NaN or infinite: {array[row]}. Nothing was stored."
-            )
-        return array
+    def _held_until(self, env: int, stop: int | None = None) -> tuple[int, int]:
+        """Which steps of a stream the replay counts as held, up to `stop`; None: the newest."""
+        oldest, newest = self._storage.held(env)
+        stop = newest if stop is None else stop
+        return max(oldest, stop - self._streams.rows), stop
 
     def _episode_bounds(self, env: int) -> Iterator[tuple[int, int]]:
         steps = np.arange(*self._streams.ranges[env])
@@ -353,6 +347,7 @@ class SequenceReplay:
             "action_space": space_to_json(self.action_space),
             "capacity": self.capacity,
             "n_envs": self.n_envs,
+            "spare": self._storage.rows - self._streams.rows,
             "oldest": self._streams.oldest.tolist(),
             "state": self.get_state(),
         }

@@ -175,6 +175,8 @@ def _check_counters(header: dict[str, Any]) -> None:
         raise ValueError("its oldest steps")
     if not all(0 <= count - old <= capacity // n_envs and old >= 0 for old, count in zip(oldest, state["count"])):
         raise ValueError("how many steps it holds")
+    if type(header.get("spare", 0)) is not int or not 0 <= header.get("spare", 0) <= capacity:
+        raise ValueError("its spare rows")
     digests = header.get("sha256")
     if not (digests is None or isinstance(digests, dict)):
         raise ValueError("its checksums")

@@ -50,6 +50,26 @@ def grouped(values: dict[str, Any]) -> dict[str, Any]:
     return {"observation": observation, **{name: values[name] for name in ("action", "reward", *FLAGS)}}
 
 
+def checked(name: str, field: Field, value: Any, envs: np.ndarray) -> np.ndarray:
+    """`value` as the array `(K, ...)` that the field `name` of the environments `envs` `(K,)` stores.
+
+    Raises:
+        ValueError: for a wrong shape or dtype, NaN or infinity; it names the field and the environment.
+    """
+    array = np.asarray(value)
+    if array.shape != (len(envs), *field.shape):
+        raise ValueError(f"{name!r} has shape {array.shape}, expected {(len(envs), *field.shape)}.")
+    if array.dtype == field.dtype and field.dtype != np.float32:
+        return array
+    if field.dtype == np.uint8:
+        raise ValueError(f"{name!r} is a picture and must be uint8, but its dtype is {array.dtype}.")
+    array = array.astype(field.dtype, copy=False)
+    if not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0][0])
+        raise ValueError(f"{name!r} of environment {envs[row]} is NaN or infinite: {array[row]}. Nothing was stored.")
+    return array
+
+
 class RingStorage:
     """Arrays `(n_envs, rows, ...)`, one ring an environment; step `t` of a stream lies in row `t % rows`.
 

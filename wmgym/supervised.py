@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from typing import Any
 
 import gymnasium as gym
@@ -177,9 +178,13 @@ class SupervisedVecEnv(SubprocVecEnv):
             return
 
     def _received(self, index: int, deadline: float) -> Any:
-        remote = self.remotes[index]
-        if not remote.poll(max(deadline - time.monotonic(), _GRACE)):
+        remote, process = self.remotes[index], self.processes[index]
+        # The end of a process is asked for too: where it was forked, others may keep its pipe open.
+        ready = wait([remote, process.sentinel], max(deadline - time.monotonic(), _GRACE))
+        if not ready:
             raise TimeoutError
+        if not remote.poll():
+            raise EOFError
         return remote.recv()
 
     def _fault(self, index: int, error: BaseException) -> str:

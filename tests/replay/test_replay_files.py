@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from wmgym.checkpoint import CheckpointError
 from wmgym.replay import SequenceReplay
+from wmgym.replay_storage import INDEX
 
 from .filling import ACTION, BOX, PICTURE, assert_equal_batches, fill, make, numbers
 
@@ -48,11 +49,84 @@ def test_reopened_folder_holds_full_records_written_after_the_last_flush(tmp_pat
     replay._storage.mark(0, steps, steps + 1, whole=False)  # which was writing a row
     del replay
     reopened = make(capacity=20, folder=tmp_path)
-    held = min(steps, 19)
+    held = min(steps, 20)
     assert len(reopened) == held
     assert set(numbers(reopened.sample(200, 2)).ravel()) == set(range(steps - held, steps))
     fill(reopened, range(steps, steps + 3))
     assert (np.diff(numbers(reopened.sample(200, 4)), axis=0) == 1).all()
+
+
+def test_a_folder_goes_back_exactly_over_what_was_overwritten_since(tmp_path: Path) -> None:
+    replay, twin = make(capacity=80, n_envs=2, seed=3, folder=tmp_path), make(capacity=80, n_envs=2, seed=3)
+    for one in (replay, twin):
+        fill(one, range(90))
+    state = replay.get_state()
+    fill(replay, range(90, 95))  # an eighth of each stream's 40 rows
+    reopened = make(capacity=80, n_envs=2, folder=tmp_path)
+    reopened.set_state(state)
+    assert len(reopened) == len(twin) == 80
+    assert_equal_batches(reopened.sample(200, 4), twin.sample(200, 4))
+    fill(reopened, range(90, 91))
+    fill(reopened, range(91, 96))
+    assert len(reopened) == 80
+
+
+def test_steps_beyond_the_reserve_stay_lost(tmp_path: Path) -> None:
+    replay = make(capacity=40, folder=tmp_path)
+    fill(replay, range(60))
+    state = replay.get_state()
+    fill(replay, range(60, 70))
+    replay.set_state(state)
+    assert len(replay) == 35  # 40, less the 10 overwritten, and 5 of them were in reserve
+    assert set(numbers(replay.sample(200, 2)).ravel()) == set(range(25, 60))
+
+
+def test_folders_and_files_of_version_1_are_read(tmp_path: Path) -> None:
+    replay = make(capacity=20, folder=tmp_path / "maps")
+    fill(replay, range(30))
+    path = replay.save(tmp_path / "r")
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    header = {key: value for key, value in json.loads(entries[INDEX]).items() if key not in ("sha256", "spare")}
+    entries[INDEX] = json.dumps({**header, "version": 1}).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    assert_equal_batches(SequenceReplay.load(path).sample(50, 4), replay.sample(50, 4))
+
+
+def test_newer_versions_are_refused_with_advice(tmp_path: Path) -> None:
+    make(capacity=20, folder=tmp_path)
+    index = json.loads((tmp_path / INDEX).read_text())
+    (tmp_path / INDEX).write_text(json.dumps({**index, "version": 3}))
+    with pytest.raises(CheckpointError, match=r"replay format 3, this wmgym reads up to 2: update wmgym"):
+        make(capacity=20, folder=tmp_path)
+
+
+def test_a_memory_map_that_was_cut_short_is_refused_and_not_made_longer(tmp_path: Path) -> None:
+    make(capacity=20, folder=tmp_path)
+    path = tmp_path / "reward.npy"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-8])
+    with pytest.raises(CheckpointError, match=r"reward\.npy is damaged: it has \d+ bytes instead of \d+"):
+        make(capacity=20, folder=tmp_path)
+    assert path.stat().st_size == len(whole) - 8
+
+
+def test_swapped_entries_of_the_same_shape_are_found(tmp_path: Path) -> None:
+    pair = spaces.Dict({"a": BOX, "b": BOX})
+    replay = SequenceReplay(20, pair, ACTION)
+    for step in range(9):
+        replay.add({"a": [[step, 0]], "b": [[0, step]]}, [[0.0]], [0.0], [step == 0], [False])
+    path = replay.save(tmp_path / "r")
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    one, two = "observation/a.npy", "observation/b.npy"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (entries | {one: entries[two], two: entries[one]}).items():
+            archive.writestr(name, data)
+    with pytest.raises(CheckpointError, match="checksum of its 'observation/a' is wrong"):
+        SequenceReplay.load(path)
 
 
 def test_folder_of_another_replay_is_refused(tmp_path: Path) -> None:
