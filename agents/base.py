@@ -183,6 +183,9 @@ class WorldModelAgent(Collecting):
 
     # -- building ---------------------------------------------------------------------------------------------
 
+    def _plan_policy(self) -> WorldModelPolicy:
+        return self._build_policy(self._build_world())
+
     def _build_policy(self, world: World) -> WorldModelPolicy:
         """What acts, with the behaviour's modules."""
         return WorldModelPolicy(self.observation_space, self.action_space, world, self._build_behaviour(world))
@@ -194,13 +197,10 @@ class WorldModelAgent(Collecting):
         self.generator = torch.Generator(self.device).manual_seed(self.seed)
         self.noise = TorchNoise(self.generator, self.device)
         self.lr_schedule = utils.FloatSchedule(self.learning_rate)
-        world = self._build_world()
-        self.policy = self._build_policy(world)
-        self.policy.to(self.device)
+        self.policy = self._plan_policy().to(self.device)
         self.policy.noise = TorchNoise(torch.Generator(self.device).manual_seed(self.seed + 1), self.device)
         self.optimizers = self._build_optimizers()
-        for name, optimizer in self.optimizers.items():
-            watch(name, optimizer)
+        watch(self.optimizers)
         self._base_rates = {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}
 
     @property

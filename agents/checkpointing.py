@@ -48,7 +48,7 @@ class CheckpointEvery(BaseCallback):
         100
     """
 
-    model: WorldModelAgent  # type: ignore[assignment]  # a BaseAlgorithm that saves its replay too
+    model: WorldModelAgent  # a BaseAlgorithm that saves its replay too
 
     def __init__(self, folder: str | Path, every: int, keep: int = 1) -> None:
         super().__init__()

@@ -45,13 +45,14 @@ def require_finite(values: Mapping[str, Tensor]) -> None:
         raise NotFiniteError(f"the {name} is {number}")
 
 
-def watch(name: str, optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimiser refuse to step along a gradient that is not finite.
+def watch(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+    """Let optimisers refuse to step along a gradient that is not finite.
 
     Raises:
         NotFiniteError: from `optimizer.step()`, before anything has changed.
     """
-    optimizer.register_step_pre_hook(partial(_require_finite_gradients, name))
+    for name, optimizer in optimizers.items():
+        optimizer.register_step_pre_hook(partial(_require_finite_gradients, name))
 
 
 def _require_finite_gradients(name: str, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -10,6 +10,7 @@ run/...     random states, the state being acted from, actions to restore the en
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections import deque
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ from agents.arguments import (
     check_env_and_policy,
     is_json,
 )
-from agents.policy import Carry
+from agents.policy import Carry, WorldModelPolicy
 from agents.resuming import Resumable
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
@@ -64,6 +65,10 @@ class Storable(Resumable):
     _saved_starts: StartStates | None = None
     _saved_whole: tuple[int, Path | None] = (-1, None)
     """The last checkpoint from which the run can go on: after how many decisions, and where."""
+
+    @abstractmethod
+    def _plan_policy(self) -> WorldModelPolicy:
+        """Builds the agent's networks, untrained, and nothing else of it."""
 
     # -- writing ----------------------------------------------------------------------------------------------
 
@@ -272,9 +277,10 @@ class Storable(Resumable):
         settings = {key: value for key, value in manifest["env"].items() if key != "max_episode_steps"}
         self.env_settings = settings if settings and "lost" not in settings else None
         own = {f"world.{name}": value for name, value in group(tensors, "world").items()} | group(tensors, "agent")
-        require_fit(
-            lambda: self._build_policy(self._build_world()), own, f"{source} does not fit the agent it describes"
-        )
+        try:
+            require_fit(self._plan_policy, own, str(source))
+        except CheckpointError as error:
+            raise CheckpointError(f"{source} does not fit the agent it describes: {error}") from error
         self._setup_model()
         self.policy.load_state_dict(own)
         self._restore_optimizers(group(tensors, "optim"))

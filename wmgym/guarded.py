@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -61,7 +62,7 @@ class Guarded(gym.Wrapper):
         """Begin an episode, with another seed where the one given brings only faults."""
         self._seed = self._seed if seed is None else seed
         while True:
-            fault, result = self._tried("reset", lambda s=seed: self.env.reset(seed=s, options=options))
+            fault, result = self._tried("reset", partial(self.env.reset, seed=seed, options=options))
             if fault is None and (fault := fault_of(result[0], self.observation_space)) is None:
                 self._seen = result[0]
                 return result
@@ -71,7 +72,7 @@ class Guarded(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, or cut the episode."""
-        fault, result = self._tried("step", lambda: self.env.step(action))
+        fault, result = self._tried("step", partial(self.env.step, action))
         if fault is None:
             fault = fault_of(result[0], self.observation_space) or _fault_of_reward(result[1])
         if fault is None:

@@ -93,7 +93,8 @@ class SupervisedVecEnv(SubprocVecEnv):
         deadline = time.monotonic() + self.timeout
         results = [self._stepped(index, deadline) for index in range(self.num_envs)]
         self.waiting = False
-        observations, rewards, dones, infos, self.reset_infos = zip(*results)
+        observations, rewards, dones, infos, reset_infos = zip(*results)
+        self.reset_infos = list(reset_infos)
         self._seen = list(observations)
         return _stack_obs(observations, self.observation_space), np.stack(rewards), np.stack(dones), infos
 
@@ -103,7 +104,8 @@ class SupervisedVecEnv(SubprocVecEnv):
             self._send(index, "reset", (self._seeds[index], self._options[index]))
         deadline = time.monotonic() + self.timeout
         results = [self._begun(index, deadline) for index in range(self.num_envs)]
-        observations, self.reset_infos = zip(*results)
+        observations, reset_infos = zip(*results)
+        self.reset_infos = list(reset_infos)
         self._seen = list(observations)
         self._reset_seeds()
         self._reset_options()

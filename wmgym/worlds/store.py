@@ -158,7 +158,7 @@ def unpack_world(
 
     def build() -> World:
         spaces = [space_from_json(part[f"{name}_space"]) for name in ("observation", "action")]
-        return world_class(*spaces, config)  # type: ignore[call-arg]
+        return world_class(*spaces, config)
 
     try:
         require_fit(build, own, source, f"{WORLD}/")
