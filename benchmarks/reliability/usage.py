@@ -12,7 +12,8 @@ class Usage(NamedTuple):
     """What this process and all its descendants use now.
 
     Attributes:
-        memory_mb: proportional set size of all.
+        memory_mb: anonymous memory of all, shared pages once: what they took, without libraries and other files, whose share
+            depends on which other programs map them.
         own_memory_mb: of this process alone.
         descriptors: open ones of this process.
         processes: how many, this one included.
@@ -30,7 +31,7 @@ def usage() -> Usage:
     """Read it; a process that ends meanwhile counts nothing."""
     own = os.getpid()
     everyone = [own, *descendants(own)]
-    memory = {pid: _pss_mb(pid) for pid in everyone}
+    memory = {pid: _anonymous_mb(pid) for pid in everyone}
     return Usage(
         memory_mb=round(sum(memory.values()), 2),
         own_memory_mb=round(memory[own], 2),
@@ -52,9 +53,9 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _pss_mb(pid: int) -> float:
+def _anonymous_mb(pid: int) -> float:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
         return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) / 1024
