@@ -130,7 +130,7 @@ def plot(samples: list[dict[str, float]], path: Path) -> None:
     axes[1].step(minutes, [sample["descriptors"] for sample in samples])
     axes[2].plot(minutes[1:], speed)
     axes[3].plot(minutes[1:], spent)
-    names = ("memory (anonymous, all processes), MB", "open descriptors", "decisions per second", "processor ms per decision")
+    names = ("memory of all processes, MB", "open descriptors", "decisions per second", "processor ms per decision")
     for axis, name in zip(axes, names):
         axis.set_title(name, fontsize=9, loc="left")
         axis.set_ylim(bottom=0)

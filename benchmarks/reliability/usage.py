@@ -12,8 +12,8 @@ class Usage(NamedTuple):
     """What this process and all its descendants use now.
 
     Attributes:
-        memory_mb: anonymous memory of all, shared pages once: what they took, without libraries and other files, whose share
-            depends on which other programs map them.
+        memory_mb: anonymous memory of all, shared pages once: what they took, without libraries and other files, whose
+            share depends on which other programs map them.
         own_memory_mb: of this process alone.
         descriptors: open ones of this process.
         processes: how many, this one included.
