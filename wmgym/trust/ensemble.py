@@ -54,9 +54,11 @@ class DoubtingWorld(World):
         inputs = world.feature_size + action_size(world.action_space)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.heads = nn.ModuleList(MLP(inputs, world.feature_size, 2, _UNITS) for _ in range(heads))
+            # No normalisation: it would make what is far away look like what is near.
+            self.heads = nn.ModuleList(MLP(inputs, world.feature_size, 2, _UNITS, norm="none") for _ in range(heads))
         self.register_buffer("mean", torch.zeros(world.feature_size))
         self.register_buffer("deviation", torch.ones(world.feature_size))
+        self.heads.requires_grad_(False)
         self.to(world.device)
 
     @property
@@ -86,6 +88,7 @@ class DoubtingWorld(World):
         generator = torch.Generator().manual_seed(seed)
         optimizer = torch.optim.Adam(self.heads.parameters(), _LEARNING_RATE)
         loss = torch.zeros(())
+        self.heads.requires_grad_(True)
         with torch.enable_grad():
             for _ in range(updates):
                 rows = torch.randint(len(inputs), (len(self.heads), _BATCH), generator=generator)
@@ -94,6 +97,7 @@ class DoubtingWorld(World):
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
+        self.heads.requires_grad_(False)
         return float(loss.detach()) / len(self.heads)
 
     def _inputs(self, features: Tensor, action: Tensor) -> Tensor:

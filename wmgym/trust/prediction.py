@@ -66,9 +66,8 @@ def predict(
     }
     if windows.continues[windows.valid].all():
         section.notes.append(
-            "No recorded episode ended, so the continue error can only show false alarms: it is in `report.json`'s "
-            "figures, and at most "
-            f"{number(float(np.nanmax(errors['world'].continues)))} in any window."
+            "No recorded episode ended, so continuation could only show false alarms; its largest error in any window "
+            f"was {number(float(np.nanmax(errors['world'].continues)))}."
         )
     section.drawings["prediction.png"] = partial(draw_errors, section.data["errors"])
     return section
