@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,6 @@ def test_the_judge_sees_what_it_must(kinds: list[Target], number: int, tmp_path:
 
 
 def test_the_pickle_would_leave_a_mark(tmp_path: Path) -> None:
-    import pickle
-
     pickle.loads(bomb(tmp_path / "mark"))
     assert (tmp_path / "mark").exists()
 

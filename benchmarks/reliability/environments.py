@@ -51,15 +51,18 @@ class Faulty(gym.Env):
     Args:
         chances: probability of each of `FAULTS` in a step (or reset).
         record: a file that gets a line for each fault before it happens.
+        luck: seed of the faults; None draws one. It is not that of the episode, because an episode that is begun again
+            must not fail again for ever; the faults in `record` are part of it.
     """
 
     observation_space = spaces.Box(-10, 1000, (3,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
 
-    def __init__(self, chances: Mapping[str, float], record: str | Path) -> None:
+    def __init__(self, chances: Mapping[str, float], record: str | Path, luck: int | None = None) -> None:
         self.chances, self.record = chances, Path(record)
         self.count = self.length = 0
-        self.luck = np.random.default_rng()  # not of the episode's seed: the same seed must not fail again for ever
+        happened = len(self.record.read_text()) if self.record.exists() else 0
+        self.luck = np.random.default_rng(None if luck is None else [luck, happened])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin, or raise."""

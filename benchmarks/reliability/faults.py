@@ -59,7 +59,9 @@ class Heard(logging.Handler):
         self.messages.append(record.getMessage())
 
 
-def train(decisions: int, folder: Path, subprocess: bool, timeout: float = 30.0) -> dict[str, Any]:
+def train(
+    decisions: int, folder: Path, subprocess: bool, timeout: float = 30.0, luck: int | None = None
+) -> dict[str, Any]:
     """Train through faults.
 
     Returns:
@@ -69,7 +71,7 @@ def train(decisions: int, folder: Path, subprocess: bool, timeout: float = 30.0)
     heard, record = Heard(), folder / "faults.txt"
     record.touch()
     logging.getLogger("wmgym").addHandler(heard)
-    options = {"chances": CHANCES | (LOST if subprocess else {}), "record": str(record)}
+    options = {"chances": CHANCES | (LOST if subprocess else {}), "record": str(record), "luck": luck}
     options |= {"subprocess": subprocess, "guarded": True, "timeout": timeout}
     agent = Dreamer(ENVIRONMENT, n_envs=2, env_kwargs=options, **SETTINGS)
     try:

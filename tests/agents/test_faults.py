@@ -9,15 +9,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 
 from benchmarks.reliability.faults import foreign_steps, train
 from wmgym.guarded import FaultyEnvironmentError, Guarded
+from wmgym.replay import SequenceReplay
+from wmgym.spaces import as_dict
 from wmgym.supervised import SupervisedVecEnv
 
 
 def test_every_fault_is_named_and_none_reaches_the_replay(tmp_path: Path) -> None:
-    result = train(800, tmp_path, subprocess=False)
+    result = train(800, tmp_path, subprocess=False, luck=0)
     assert result["decisions"] == 800
     assert result["injected"] == result["named"]
     assert sum(count > 0 for count in result["injected"].values()) >= 3
@@ -27,9 +30,6 @@ def test_every_fault_is_named_and_none_reaches_the_replay(tmp_path: Path) -> Non
 
 
 def test_the_check_of_the_replay_sees_a_foreign_step(tiny: Any, counter: Any) -> None:
-    from wmgym.replay import SequenceReplay
-    from wmgym.spaces import as_dict
-
     env = gym.make("benchmarks.reliability.environments:Faulty-v0", chances={}, record="/dev/null")
     replay = SequenceReplay(50, env.observation_space, env.action_space)
     no, yes = np.array([False]), np.array([True])
@@ -100,12 +100,11 @@ def test_an_environment_that_only_fails_stops_training_with_the_agent_whole(tiny
 
 
 def test_the_log_counts_faults(tiny: Any, tmp_path: Path) -> None:
-    from stable_baselines3.common.logger import configure
-
     record = tmp_path / "faults"
-    options = {"chances": {"nan": 0.05}, "record": str(record), "guarded": True}
+    options = {"chances": {"nan": 0.05}, "record": str(record), "luck": 0, "guarded": True}
     agent = tiny("benchmarks.reliability.environments:Faulty-v0", env_kwargs=options)
     agent.set_logger(configure(str(tmp_path), ["json"]))
-    agent.learn(120, log_interval=1)
+    agent.learn(120)
+    agent.dump_logs()
     assert agent._env_faults == len(record.read_text().splitlines()) > 0
     assert f'"rollout/env_faults": {agent._env_faults}' in (tmp_path / "progress.json").read_text()

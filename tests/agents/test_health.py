@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3.common.logger import configure
 from torch import Tensor
 
-from agents import Dreamer
+from agents import Dreamer, PlaNet
 from agents.health import DivergedError
-
-FIRST_UPDATE = 40
 
 
 def all_finite(agent: Dreamer) -> bool:
@@ -117,8 +116,6 @@ def test_a_good_update_between_them_starts_the_count_anew(tiny: Any) -> None:
 
 
 def test_skipped_updates_stand_in_the_log(tiny: Any, tmp_path: Path) -> None:
-    from stable_baselines3.common.logger import configure
-
     agent = tiny("CartPole-v1")
     agent.set_logger(configure(str(tmp_path), ["json"]))
     spoil(agent.world, "loss", {1}, agent, nan_total)
@@ -138,3 +135,17 @@ def test_what_the_log_says_is_a_warning(tiny: Any, caplog: pytest.LogCaptureFixt
     spoil(agent.world, "loss", {1}, agent, nan_total)
     agent.learn(60)
     assert [(record.name, record.levelno) for record in caplog.records] == [("wmgym", logging.WARNING)]
+
+
+def test_planets_optimiser_refuses_a_spoilt_gradient_too(caplog: pytest.LogCaptureFixture) -> None:
+    small: dict[str, Any] = {
+        "deter": 8, "stoch": 2, "units": 8, "batch_size": 2, "batch_length": 8, "horizon": 2, "candidates": 8,
+        "elites": 2, "iterations": 1, "seed_episodes": 1, "updates_per_episode": 3, "seed": 0, "device": "cpu",
+    }  # fmt: skip
+    agent = PlaNet("test/Reach-v0", **small)
+    spoil(agent.world, "loss", {2}, agent, spoilt_gradient)
+    agent.learn(45)
+    assert caplog.messages == ["Update 2 left out: the gradient of the world is NaN or infinite."]
+    assert agent._skipped_updates == 1
+    assert agent._n_updates == 5
+    assert all(bool(torch.isfinite(value).all()) for value in agent.policy.state_dict().values())
