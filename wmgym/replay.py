@@ -73,8 +73,9 @@ class SequenceReplay:
             uint8, everything else as float32.
         action_space: `Box` or `Discrete`; it fixes the width of the actions (`wmgym.spaces.action_size`).
         n_envs: number of environments, each a stream of its own of `capacity // n_envs` steps.
-        folder: keep the steps in memory-mapped files there instead of in RAM. A folder that holds a replay is
-            reopened with all its complete steps; after a crash of the machine only what `flush` wrote is certain.
+        folder: keep the steps in memory-mapped files there instead of in RAM, with an eighth in reserve for
+            `set_state`. A folder that holds a replay is reopened with all its complete steps; after a crash of the
+            machine only what `flush` wrote is certain.
         seed: of the sampling.
 
     Raises:
