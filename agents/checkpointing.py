@@ -30,8 +30,8 @@ class CheckpointEvery(BaseCallback):
 
     Args:
         folder: where; nothing else should be in it.
-        every: decisions between checkpoints; with a memory-mapped replay at most an eighth of `buffer_size`, or what was
-            overwritten after the checkpoint is lost to it.
+        every: decisions between checkpoints; with a memory-mapped replay at most an eighth of `buffer_size`, or what
+            was overwritten after the checkpoint is lost to it.
         keep: how many are kept, the newest ones.
 
     Raises:
