@@ -216,6 +216,16 @@ def test_it_is_written_as_strict_json_markdown_and_pictures(perfect: TrustReport
         assert (folder / name).stat().st_size > 1000
 
 
+def test_it_is_summed_up(perfect: TrustReport) -> None:
+    text = "\n".join(perfect.summary)
+    assert "observations beat persistence for ≥ 20 [≥ 20, ≥ 20] steps" in text
+    assert "(0.9 is reached)" in text
+    assert f"over {len(policies())} of them" in text
+    assert [line.split(":")[0] for line in perfect.summary] == [
+        "**How long", "**Actions", "**Policies", "**Plans", "**Exploitation",
+    ]  # a perfect world has no doubts  # fmt: skip
+
+
 def test_the_same_seed_gives_the_same_report(perfect: TrustReport) -> None:
     assert report_on(PointWorld()).to_json() == perfect.to_json()
 

@@ -68,6 +68,7 @@ def write_report(args: argparse.Namespace, policies: Mapping[str, Policy], model
             print(f"  {name}: {figure} ({figure.n} {figure.of})")
         for note in section.notes:
             print(f"  {note}")
+    print("", *report.summary, sep="\n")
     print(f"\nWritten to {folder}/: report.md, report.json and pictures.")
     return 0
 

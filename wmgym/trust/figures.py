@@ -124,6 +124,7 @@ class TrustReport:
     Attributes:
         facts: what was examined: checkpoint, environment, policies, episodes, seed, versions.
         sections: the answers, by name.
+        summary: them in a few sentences.
 
     Example:
         >>> section = Section("returns", "Dream against real", "...", {"n": Figure(8, "policies", 8, "policies")})
@@ -134,6 +135,7 @@ class TrustReport:
 
     facts: dict[str, Any]
     sections: dict[str, Section]
+    summary: list[str] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> Section:
         if name not in self.sections:
@@ -142,13 +144,17 @@ class TrustReport:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON data; what is not finite is null."""
-        return {"facts": to_json(self.facts), "sections": {name: s.to_json() for name, s in self.sections.items()}}
+        sections = {name: section.to_json() for name, section in self.sections.items()}
+        return {"facts": to_json(self.facts), "summary": self.summary, "sections": sections}
 
     def to_markdown(self) -> str:
         """As a page whose pictures stand beside it."""
         facts = "\n".join(f"- {name}: {_plain(value)}" for name, value in self.facts.items())
+        summary = "\n".join(f"- {sentence}" for sentence in self.summary)
         title = f"# How far can this dream of {self.facts.get('environment', 'an environment')} be trusted?"
-        return "\n\n".join([title, facts, *(section.to_markdown() for section in self.sections.values())]) + "\n"
+        return (
+            "\n\n".join([title, summary, facts, *(section.to_markdown() for section in self.sections.values())]) + "\n"
+        )
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.json`, `report.md` and the pictures.

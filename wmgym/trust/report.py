@@ -26,6 +26,7 @@ from wmgym.trust.policies import Policy, simple_policies
 from wmgym.trust.prediction import predict, sense_actions
 from wmgym.trust.ranking import rank_sequences
 from wmgym.trust.returns import compare_returns
+from wmgym.trust.summary import summarise
 from wmgym.trust.windows import Windows, choose_starts, cut_windows, measure_scale
 from wmgym.worlds.base import World
 
@@ -133,7 +134,8 @@ def trust_report(
         "longest episode": max(map(len, recorded)),
         **_how(settings),
     }
-    return TrustReport(facts, {section.name: section for section in sections})
+    by_name = {section.name: section for section in sections}
+    return TrustReport(facts, by_name, summarise(by_name))
 
 
 def _name_of(env: str | gym.Env | None, model: DreamModel) -> str:
