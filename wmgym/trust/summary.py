@@ -80,8 +80,8 @@ def _exploitation(sections: Mapping[str, Section]) -> str:
     best = max(runs, key=lambda run: run["real"]["mean"])
     return (
         f"**Exploitation:** agents trained in the dream alone overrate themselves most at {worst}, by "
-        f"{gaps[worst]:.0f}; worth most in reality is the one of {best['setting']}, {best['real']['mean']:.0f} (it dreamt "
-        f"{best['dream']['mean']:.0f})."
+        f"{gaps[worst]:.0f}; worth most in reality is the one of {best['setting']}, {best['real']['mean']:.0f} (it "
+        f"dreamt {best['dream']['mean']:.0f})."
     )
 
 
