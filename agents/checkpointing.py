@@ -56,7 +56,7 @@ class CheckpointEvery(BaseCallback):
         if every < 1 or keep < 1:
             raise ValueError(f"every={every} and keep={keep} must be 1 or more.")
         self.folder, self.every, self.keep = Path(folder), every, keep
-        self._written_at: int | None = None
+        self._written: tuple[int, Path] | None = None
 
     def _on_training_start(self) -> None:
         further = [path for steps, path in _checkpoints(self.folder) if steps > self.model.num_timesteps]
@@ -75,7 +75,8 @@ class CheckpointEvery(BaseCallback):
         return True
 
     def _on_training_end(self) -> None:
-        if self._written_at != self.model.num_timesteps:
+        # World Models goes through stages without taking steps, and forgets then what was saved before.
+        if self._written != (self.model.num_timesteps, self.model._saved_whole[1]):
             self.write()
 
     def write(self) -> Path | None:
@@ -92,7 +93,7 @@ class CheckpointEvery(BaseCallback):
             if not path.exists():
                 _remove(_replay_beside(path))  # the half of it that found room
             return None
-        self._written_at = self.model.num_timesteps
+        self._written = (self.model.num_timesteps, path)
         self._remove_others()
         return path
 

@@ -95,3 +95,24 @@ def test_world_models_resumed_equals_unbroken_memory_mapped(monkeypatch: pytest.
     assert len(again.history) == 2  # type: ignore[attr-defined]
     assert again.history == whole.history  # type: ignore[attr-defined]
     assert_same(again, whole)
+
+
+def test_world_models_interrupted_in_a_stage_is_saved_beside_its_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    small: dict[str, Any] = {"latent": 3, "hidden": 8, "vision_updates": 4, "vision_batch": 8, "memory_updates": 2}
+    cls = ALGORITHMS["world_models"]
+    vision_step = cls._vision_step  # type: ignore[attr-defined]
+
+    def interrupted(agent: Any) -> None:
+        vision_step(agent)
+        if agent._stage_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(cls, "_vision_step", interrupted)
+    agent = cls("test/Reach-v0", **_COMMON, **small, interrupt_folder=tmp_path / "elsewhere")
+    with pytest.raises(SystemExit):
+        agent.learn(40, CheckpointEvery(tmp_path / "saved", 20))
+    saved = cls.load(last_checkpoint(tmp_path / "saved"), device="cpu")
+    assert (saved._stage, saved._stage_step, saved.num_timesteps) == ("vision", 2, 40)  # type: ignore[attr-defined]
+    assert not (tmp_path / "elsewhere").exists()
