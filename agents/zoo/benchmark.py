@@ -124,7 +124,7 @@ class Benchmark:
         with self._lock:
             self._stopping.set()
             for process in self._running:
-                process.send_signal(signal.SIGINT)
+                process.terminate()  # SIGTERM: SIGINT may be ignored, and both save
 
 
 def write_tables(results: str | Path, page: str | Path, overviews: Sequence[str | Path]) -> None:
@@ -176,14 +176,17 @@ def main(arguments: list[str] | None = None) -> int:
     if args.list:
         print("\n".join(" ".join(benchmark.command(run)[1:]) for run in to_do))
         return 0
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs must be told, as on Ctrl-C
+    # The runs must be told on SIGTERM too, and on SIGINT even where a shell that started this in the background let
+    # it be ignored.
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         failed = benchmark.run(args.processes)
     except KeyboardInterrupt:
         print("Interrupted; every run has saved. The same command goes on.")
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 1 if failed else 0
 
 

@@ -12,7 +12,6 @@ in it make `python -m rl_zoo3.train --algo dreamer` work, and it is also the pla
 
 from __future__ import annotations
 
-import copy
 import difflib
 import importlib
 from collections.abc import Iterable
@@ -40,7 +39,7 @@ def register_algorithms() -> dict[str, type[BaseAlgorithm]]:
     for name, algorithm in ALGORITHMS.items():
         ALGOS[name] = algorithm
         HYPERPARAMS_SAMPLER.setdefault(name, sample_world_model_params)
-        HYPERPARAMS_CONVERTER.setdefault(name, copy.copy)
+        HYPERPARAMS_CONVERTER.setdefault(name, as_sampled)
     return ALGOS
 
 
@@ -59,6 +58,11 @@ def sample_world_model_params(
         "batch_size": trial.suggest_categorical("batch_size", [8, 16, 32]),
         "batch_length": trial.suggest_categorical("batch_length", [16, 32, 64]),
     }
+
+
+def as_sampled(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """A trial's parameters as hyperparameters: they are the same."""
+    return dict(sampled_params)
 
 
 def import_environments(env_id: str, packages: Iterable[str] = ()) -> None:

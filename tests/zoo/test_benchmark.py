@@ -70,10 +70,10 @@ if path.exists():  # the second time it goes on to its end
     sys.exit(0)
 
 def stop(number, frame):
-    path.write_text(json.dumps({"complete": False, "env_steps": [0], "error": "KeyboardInterrupt"}))
-    sys.exit(130)
+    path.write_text(json.dumps({"complete": False, "env_steps": [0], "error": "SystemExit: 143"}))
+    sys.exit(143)
 
-signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
 path.with_suffix(".begun").touch()
 time.sleep(100)
 """
