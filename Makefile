@@ -1,6 +1,8 @@
 # make setup   builds .venv (torch first) and checks what rendering needs
 # make test    ruff, mypy and the tests that are not slow
 # make test-oldest   those tests with the oldest gymnasium, Stable-Baselines3 and shimmy that are supported
+# make bench   measures speed, the short form; writes benchmarks/RESULTS.md (beside sheeprl where make bench-peers has run)
+# make bench-peers   builds .venv-peers, an environment of its own with sheeprl, for the benchmarks
 # make demo    trains a Dreamer, opens its world as Dream-v0, trains PPO or SAC inside; writes runs/demo/
 
 PYTHON ?= python3
@@ -9,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
 STAMP := $(VENV)/.wmgym-installed
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.installed
 
 # Small networks: more threads than one only wait for one another.
 export OMP_NUM_THREADS ?= 1
@@ -46,6 +50,24 @@ lint: setup
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m benchmarks.recipe --repeats 10
+	$(BIN)/python -m benchmarks.update --short --repeats 3 $(if $(wildcard $(PEERS_STAMP)),,--no-peer)
+	$(BIN)/python -m benchmarks.update --growth --repeats 3
+	$(BIN)/python -m benchmarks.replay --states 10000 100000 --pictures 10000
+	$(BIN)/python -m benchmarks.collect --rounds 3
+	$(BIN)/python -m benchmarks.dream --seconds 0.5
+	$(BIN)/python -m benchmarks.planner
+
+bench-peers: $(PEERS_STAMP)
+
+# The same torch as ours, or the comparison would be of versions; mujoco as in pyproject.toml.
+$(PEERS_STAMP):
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)"
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)" "sheeprl[dmc]==0.8.4" "mujoco>=3.17,<4"
+	@touch $(PEERS_STAMP)
 
 demo: setup
 	$(BIN)/python -m agents.zoo.demo
