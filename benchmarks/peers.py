@@ -73,9 +73,8 @@ def configure(spec: Spec) -> Any:
         overrides.append(f"algo=dreamer_v3_5_{spec.size.upper()}")
     with hydra.initialize_config_module("sheeprl.configs", version_base="1.3"):
         composed = hydra.compose("config", overrides=overrides)
-    for key in ("hydra", "model_manager", "run_name", "exp_name", "root_dir"):
-        composed.pop(key, None)  # they need a command line, or packages that are not used here
-    return dotdict(OmegaConf.to_container(composed, resolve=True))
+    needed = ("algo", "distribution", "env")
+    return dotdict({name: OmegaConf.to_container(composed[name], resolve=True) for name in needed})
 
 
 def _space(spec: Spec) -> gym.spaces.Dict:

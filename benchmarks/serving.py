@@ -1,6 +1,6 @@
 """Updates that are timed in a process of their own, so that two implementations alternate in one run.
 
-A worker (`benchmarks.ours`, `benchmarks.peers`) answers one JSON line for each JSON line it reads:
+A worker (`benchmarks.ours`, `benchmarks.peers`) answers one JSON line, on a pipe of its own, for each it reads:
 
     {"do": "build", "spec": {...}}    ->  {"parameters": ..., "flops": ...}      replaces what was built before
     {"do": "rate", "dtype": "..."}    ->  {"rate": ...}                          operations a second of a matrix product
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -73,9 +74,8 @@ class Update(NamedTuple):
 
 
 def serve(build: Callable[[Spec], Update]) -> None:
-    """Answer requests from standard input until it ends; what libraries print goes to standard error."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    """Answer requests from standard input, until it ends, to the file descriptor that the command line names."""
+    answers = os.fdopen(int(sys.argv[1]), "w")
     update = None
     for line in sys.stdin:
         request = json.loads(line)
@@ -143,22 +143,28 @@ class Worker:
 
     def __init__(self, module: str, python: Path, environment: Mapping[str, str] | None = None) -> None:
         self.module = module
+        reading, writing = os.pipe()
         self._process = subprocess.Popen(
-            [str(python), "-m", module],
+            [str(python), "-m", module, str(writing)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=2,  # what libraries print
             text=True,
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
+            pass_fds=(writing,),
         )
+        os.close(writing)
+        self._answers = os.fdopen(reading)
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
+        self._answers.close()
 
     def build(self, spec: Spec) -> dict[str, Any]:
         """Build the update and count its parameters and operations."""
@@ -173,12 +179,9 @@ class Worker:
         return self._ask({"do": "run"})
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            print(json.dumps(request), file=process.stdin, flush=True)
-            answer = process.stdout.readline()
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            answer = self._answers.readline()
         except BrokenPipeError:
             answer = ""
         if not answer:

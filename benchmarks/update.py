@@ -14,8 +14,11 @@ measured just before in the same threads and precision. With one thread, seconds
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -36,21 +39,21 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str
 # -- which rows -----------------------------------------------------------------------------------------------
 
 
-def agents(observation: str) -> list[Spec]:
-    """Those that sheeprl has too."""
+def everyone() -> list[Spec]:
+    """The agents that sheeprl has too, from either kind of observation."""
     sizes = [("dreamer_v1", ""), ("dreamer_v2", ""), ("dreamer_v3", "1m"), ("dreamer_v3", "12m")]
-    return [Spec(agent, observation, size) for agent, size in sizes]
+    return [Spec(agent, observation, size) for observation in ("state", "pixels") for agent, size in sizes]
 
 
 def rows_beside_peers(shapes: list[tuple[int, int]], threads: list[int], device: str, modes: list[str]) -> list[Spec]:
-    """Every agent, observation, shape, precision and number of threads."""
+    """Every agent, observation, shape, precision and number of threads; the flagship as it is, alone."""
+    beside = [(spec, precision) for spec in everyone() for precision in ("float32", "bfloat16")]
+    alone = [(Spec("dreamer", observation, defaults=True), "float32") for observation in ("state", "pixels")]
     return [
         replace(spec, batch=batch, length=length, precision=precision, threads=count, device=device, mode=mode)
         for batch, length in shapes
         for count in threads
-        for observation in ("state", "pixels")
-        for spec in agents(observation)
-        for precision in ("float32", "bfloat16")
+        for spec, precision in [*beside, *alone]
         for mode in modes
     ]
 
@@ -76,6 +79,7 @@ def measure(spec: Spec, workers: Mapping[str, Worker], repeats: int) -> dict[str
     times = alternate({name: worker.run for name, worker in workers.items()}, repeats)
     clock = clock_of(spec.threads, spec.device)
     row: dict[str, Any] = {"spec": asdict(spec), "clock": clock, "floor_s": floor, "repeats": repeats}
+    row |= {"date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "load": round(os.getloadavg()[0], 1)}
     for name, measured in times.items():
         row[name] = {
             "parameters": parameters[name],
@@ -127,11 +131,11 @@ def describe(row: dict[str, Any]) -> list[str]:
     cells.append(f"{ours['parameters'] / 1e6:.2f}" + (f" / {peer['parameters'] / 1e6:.2f}" if peer else ""))
     cells += [f"{ours['seconds']:.3f}", f"{peer['seconds']:.3f}" if peer else "-"]
     cells += [f"{row['ratio']:.2f}" if peer else "-", f"{ours['seconds'] / row['floor_s']:.1f}"]
-    return [*cells, f"{ours['peak_mb']:,}" + (f" / {peer['peak_mb']:,}" if peer else "")]
+    return [*cells, f"{ours['peak_mb']:,}" + (f" / {peer['peak_mb']:,}" if peer else ""), str(row["load"])]
 
 
 COLUMNS = ["agent", "from", "B x T", "precision", "threads", "M parameters, ours / sheeprl", "ours, s", "sheeprl, s",
-           "times as fast", "times the floor", "peak MB, ours / sheeprl"]  # fmt: skip
+           "times as fast", "times the floor", "peak MB, ours / sheeprl", "load"]  # fmt: skip
 
 
 def table(result: dict[str, Any]) -> str:
@@ -140,6 +144,19 @@ def table(result: dict[str, Any]) -> str:
     if not torch.cuda.is_available():
         text += "\n\nOn a GPU: unmeasured (`--device cuda --modes eager compiled` measures it where there is one)."
     return text
+
+
+def text_of(spec: Spec) -> str:
+    """What a row is of, in words: "dreamer_v1 state 4x8 float32 1"."""
+    named = [spec.agent, spec.size, spec.observation, f"{spec.batch}x{spec.length}", spec.precision, str(spec.threads)]
+    return " ".join(filter(None, named))
+
+
+def kept_rows(name: str, specs: list[Spec]) -> list[dict[str, Any]]:
+    """The rows of an earlier run that are not measured anew."""
+    path = report.FOLDER / "results" / f"{name}.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if Spec(**row["spec"]) not in specs]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,10 +168,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--modes", nargs="+", default=["eager"], choices=["eager", "compiled"])
-    parser.add_argument("--only", nargs="+", default=[""], help="rows whose cells contain one of these texts")
+    parser.add_argument("--only", nargs="+", default=[], help="rows that contain all these texts")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--keep-memory", action="store_true", help=f"run both with {' '.join(ALLOCATOR)}")
+    parser.add_argument("--keep", action="store_true", help="keep the result file's other rows")
     parser.add_argument("--name", help="of the result file")
     args = parser.parse_args(arguments)
     peer = not (args.no_peer or args.growth)
@@ -163,10 +181,10 @@ def main(arguments: list[str] | None = None) -> int:
     shapes = [tuple(map(int, shape.split("x"))) for shape in (["4x8"] if args.short else args.shapes)]
     threads = [1] if args.short else args.threads
     specs = rows_of_growth() if args.growth else rows_beside_peers(shapes, threads, args.device, args.modes)  # type: ignore[arg-type]
-    specs = [spec for spec in specs if any(text in " ".join(map(str, asdict(spec).values())) for text in args.only)]
+    specs = [spec for spec in specs if all(text in text_of(spec) for text in args.only)]
     name = args.name or ("update_growth" if args.growth else "update")
     title = "How the cost of an update grows" if args.growth else "Updates beside sheeprl"
-    result: dict[str, Any] = {**report.facts(), "rows": []}
+    result: dict[str, Any] = {**report.facts(), "rows": kept_rows(name, specs) if args.keep else []}
     for row in measure_all(specs, args.repeats, peer, ALLOCATOR if args.keep_memory else {}):
         result["rows"].append(row)
         print(" | ".join(describe(row)), file=sys.stderr, flush=True)

@@ -116,6 +116,18 @@ def test_mean_keeps_its_shape_and_weighs_the_bins() -> None:
     assert torch.allclose(head.mean(logits).double(), slow, atol=1e-5)
 
 
+def test_loss_and_gradient_are_those_of_the_whole_code_to_the_last_bit() -> None:
+    head = TwoHot()
+    logits, target = randn(40, 255).float(), 100 * randn(40).float()
+    one, two = (logits.clone().requires_grad_() for _ in range(2))
+    quick, whole = head.loss(one, target), -(head.encode(target) * torch.log_softmax(two, -1)).sum(-1)
+    (quick.sum() + whole.sum()).backward()
+    assert torch.equal(quick, whole)
+    assert one.grad is not None
+    assert two.grad is not None
+    assert torch.equal(one.grad, two.grad)
+
+
 @pytest.mark.parametrize("level", [0.0, -7.3, 55.0])
 def test_equal_logits_mean_exactly_zero(level: float) -> None:
     assert TwoHot().mean(torch.full((4, 255), level)).tolist() == [0.0] * 4

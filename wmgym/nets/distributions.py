@@ -47,12 +47,17 @@ class TwoHot(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Weights `(..., bins)` on the two bins around `x` `(...)`, so that their mean is `x`."""
-        count = len(self.bins)
-        above = torch.searchsorted(self.bins, x.contiguous().clamp(self.bins[0], self.bins[-1])).clamp(1, count - 1)
-        below = above - 1
-        low, high = self.bins[below], self.bins[above]
-        weight = ((x - low) / (high - low)).clamp(0, 1)[..., None]
-        return F.one_hot(below, count) * (1 - weight) + F.one_hot(above, count) * weight
+        around, weights = self._around(x)
+        return (F.one_hot(around, len(self.bins)) * weights[..., None]).sum(-2)
+
+    def _around(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two bins around `x` `(...)` and the weight of each, both `(..., 2)`."""
+        above = torch.searchsorted(self.bins, x.contiguous().clamp(self.bins[0], self.bins[-1]))
+        above = above.clamp(1, len(self.bins) - 1)
+        around = torch.stack([above - 1, above], -1)
+        low, high = self.bins[around].unbind(-1)
+        weight = ((x - low) / (high - low)).clamp(0, 1)
+        return around, torch.stack([1 - weight, weight], -1)
 
     def mean(self, logits: Tensor) -> Tensor:
         """Expected value `(...)` of `logits` `(..., bins)`; bins of equal size cancel exactly at zero."""
@@ -64,7 +69,8 @@ class TwoHot(nn.Module):
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy `(...)` of the two-hot `target` `(...)` under `logits` `(..., bins)`."""
-        return -(self.encode(target) * torch.log_softmax(logits, -1)).sum(-1)
+        around, weights = self._around(target)  # all other bins weigh nothing
+        return -(weights * torch.log_softmax(logits, -1).gather(-1, around)).sum(-1)
 
 
 class Gaussian(NamedTuple):
