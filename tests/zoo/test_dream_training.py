@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,13 +23,13 @@ PPO = ["--algo", "ppo", "--eval-episodes", "2", "--dream", "horizon=8",
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    """An untrained world of Pendulum in a folder that no result may name."""
-    env = make_env("Pendulum-v1")
+    """An untrained world of CartPole in a folder that no result may name."""
+    env = make_env("CartPole-v1")
     torch.manual_seed(0)
     made = RSSM(env.observation_space, env.action_space, RSSMConfig(deter=8, stoch=4, hidden=8))
     starts = StartStates(made.initial(2), torch.tensor([True, True]))
-    facts = {"id": "Pendulum-v1", "max_episode_steps": 200}
-    return as_model(made, starts, facts).save(tmp_path / "secret" / "pendulum.zip")
+    facts = {"id": "CartPole-v1", "max_episode_steps": 20}
+    return as_model(made, starts, facts).save(tmp_path / "secret" / "cartpole.zip")
 
 
 def run(world: Path, tmp_path: Path, *more: str) -> dict:
@@ -41,15 +42,15 @@ def run(world: Path, tmp_path: Path, *more: str) -> dict:
 def test_a_run_writes_what_it_came_to_and_how(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.orig_argv", ["python", "-m", "agents.zoo.dream_training", str(world)])
     result = run(world, tmp_path, *PPO, "--steps", "96", "--eval-every", "48", "--seed", "3")
-    path = tmp_path / "results/dream/ppo/Pendulum-v1/dreamer-seed3.json"
+    path = tmp_path / "results/dream/ppo/CartPole-v1/dreamer-seed3.json"
     assert path.exists()
     assert result["complete"]
     assert result["dream_steps"] == [0, 48, 96]
     for name in ("return_mean", "return_std", "dream_return_mean", "dream_return_std"):
         assert len(result[name]) == 3
-    assert all(returned < 0 for returned in result["return_mean"])  # Pendulum only costs
-    assert (result["env_id"], result["seed"], result["settings"]["dream"]["horizon"]) == ("Pendulum-v1", 3, 8)
-    assert result["command"].endswith("pendulum.zip")
+    assert all(returned >= 8 for returned in result["return_mean"])  # steps that the pole stood
+    assert (result["env_id"], result["seed"], result["settings"]["dream"]["horizon"]) == ("CartPole-v1", 3, 8)
+    assert result["command"].endswith("cartpole.zip")
     assert "secret" not in path.read_text()
     assert result["processor_s"] > 0
 
@@ -78,24 +79,25 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_left_alone(
 
 
 def test_a_dreamer_learns_in_the_dream_of_a_dreamer_and_the_teacher_is_evaluated(tmp_path: Path) -> None:
-    teacher = Dreamer("Pendulum-v1", seed=0, **TINY).learn(210)
+    teacher = Dreamer("CartPole-v1", seed=0, **TINY).learn(80)
     path = teacher.save(tmp_path / "teacher.zip")
     tiny = [f"{name}={value}" for name, value in TINY.items()]
     steps = ["--steps", "60", "--eval-every", "60", "--eval-episodes", "1"]
     result = run(path, tmp_path, "--algo", "dreamer", *steps, "--set", *tiny)
     assert result["complete"]
     assert result["teacher"] == "Dreamer"
-    assert result["teacher_env_steps"] == 210
-    assert result["teacher_return_mean"] < 0
+    assert result["teacher_env_steps"] == 80
+    assert result["teacher_return_mean"] >= 8
     assert result["dream_steps"][-1] == 60
 
 
 def test_a_world_is_fitted_to_what_an_agent_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    agent = Dreamer("Pendulum-v1", seed=0, **TINY).learn(60).save(tmp_path / "agent.zip")
+    agent = Dreamer("CartPole-v1", seed=0, **TINY).learn(60).save(tmp_path / "agent.zip")
     data, saved = tmp_path / "data", tmp_path / "offline.zip"
-    offline.main([str(data), "--record", "Pendulum-v1", "--agent", str(agent), "--steps", "100", "--updates", "2",
+    offline.main([str(data), "--record", "CartPole-v1", "--agent", str(agent), "--steps", "150", "--updates", "2",
                   "--ensemble", "2", "--save", str(saved)])  # fmt: skip
-    assert len(list(data.glob("*.npz"))) == 5
+    steps = [len(np.load(path)["reward"]) - 1 for path in data.glob("*.npz")]
+    assert sum(steps) == 150
     model = load_model(saved)
     assert model.world.has_ensemble
     assert model.starts is not None
