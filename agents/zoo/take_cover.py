@@ -59,7 +59,9 @@ class TakeCover:
         self.data: dict[str, Any] = {
             "algo": "world_models",
             "preset": "default",
+            "overrides": overrides(args.set),
             "env_id": TAKE_COVER,
+            "observation": "pixels",
             "action_repeat": self.agent.action_repeat,
             "seed": args.seed,
             "settings": self.settings,
@@ -70,6 +72,11 @@ class TakeCover:
             "machine": describe_machine(),
             "threads": args.threads,
             "eval_episodes": args.episodes,
+            "deterministic": True,
+            "updates": 0,
+            "env_steps": [],
+            "return_mean": [],
+            "return_std": [],
             "complete": False,
             "costs": {},
             "table": [],
@@ -87,13 +94,16 @@ class TakeCover:
 
     def run(self) -> Path:
         """Everything, in order; returns the result file."""
-        path = self.write()
-        self.data["random"] = _summary(self.play(RandomAgent(self.agent.action_space, self.args.seed)))
-        self.write()
+        path = self.path
+        before = json.loads(path.read_text()) if self.args.resume and path.exists() else {}
+        # At random it plays as it did before the run was interrupted.
+        random = before.get("random") or _summary(self.play(RandomAgent(self.agent.action_space, self.args.seed)))
+        self.data["random"] = random
+        self.evaluated(0, random)
         self.learn()
         self.write()
         own = self.settings["temperature"]
-        self.row(own)
+        self.evaluated(self.agent.num_timesteps * self.agent.action_repeat, self.row(own)["real"])
         for temperature in self.args.temperatures:
             if temperature != own:
                 self.agent.evolve(temperature=temperature, generations=self.args.table_generations)
@@ -101,7 +111,8 @@ class TakeCover:
                 self.row(temperature)
         self.data["table"].sort(key=lambda row: row["temperature"])
         self.data["complete"] = True
-        return self.write(path)
+        self.write()
+        return path
 
     def learn(self) -> None:
         """Collect, V, M, and C at the preset's temperature."""
@@ -115,20 +126,26 @@ class TakeCover:
         plot_dreams(out / "dreams.png", agent)
         plot_evolution(out / "evolution.png", agent.history, f"C in the dream, temperature {agent.temperature}")
 
-    def row(self, temperature: float) -> None:
+    def evaluated(self, env_steps: int, real: dict[str, Any]) -> None:
+        """A point of the run's curve: what is played at random, and C after all that it has learnt from."""
+        for name, value in (("env_steps", env_steps), ("return_mean", real["mean"]), ("return_std", real["std"])):
+            self.data[name].append(value)
+        self.write()
+
+    def row(self, temperature: float) -> dict[str, Any]:
         """One line of the table: C of this temperature in its dream and in the game."""
         dream, real = self.agent.dream(self.args.episodes), self.play(self.agent)
-        self.data["table"].append(
-            {
-                "temperature": temperature,
-                "generations": len(self.agent.history),
-                "cost": self.agent.costs["controller"],
-                "dream": _summary(dream),
-                "real": _summary(real),
-                "solved": bool(np.mean(real) >= SOLVED),
-            }
-        )
+        row = {
+            "temperature": temperature,
+            "generations": len(self.agent.history),
+            "cost": self.agent.costs["controller"],
+            "dream": _summary(dream),
+            "real": _summary(real),
+            "solved": bool(np.mean(real) >= SOLVED),
+        }
+        self.data["table"].append(row)
         self.write()
+        return row
 
     def play(self, player: Any) -> list[float]:
         """Tics survived in each real episode."""
@@ -142,14 +159,19 @@ class TakeCover:
             env.close()
         return list(np.asarray(returns, float))
 
-    def write(self, path: Path | None = None) -> Path:
+    @property
+    def path(self) -> Path:
+        """The result file."""
+        return self.args.out / f"default-seed{self.args.seed}.json"
+
+    def write(self) -> None:
         """The result file, as far as it is known."""
-        path = path or self.args.out / f"default-seed{self.args.seed}.json"
+        path = self.path
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.data["updates"] = self.agent._n_updates
         self.data["wall_clock_s"] = round(time.time() - self.started, 1)
         self.data["processor_s"] = round(time.process_time(), 1)
         path.write_text(json.dumps(self.data, indent=1) + "\n")
-        return path
 
 
 def _summary(returns: Any) -> dict[str, Any]:
