@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,15 @@ def assert_same(one: WorldModelAgent, two: WorldModelAgent) -> None:
     assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
-@pytest.mark.parametrize("mapped", [False, True], ids=["in RAM", "memory-mapped"])
-@pytest.mark.parametrize("name", ONLINE)
+def cases() -> Iterator[Any]:
+    for name in ONLINE:
+        yield pytest.param(name, False, id=f"{name}, in RAM")
+        # The papers' Dreamers keep their replay as Dreamer does.
+        marks = [pytest.mark.slow] if name.startswith("dreamer_v") else []
+        yield pytest.param(name, True, id=f"{name}, memory-mapped", marks=marks)
+
+
+@pytest.mark.parametrize(("name", "mapped"), cases())
 def test_resumed_equals_unbroken(name: str, mapped: bool, tmp_path: Path) -> None:
     broken, whole = (tmp_path / "broken", tmp_path / "whole") if mapped else (None, None)
     build(name, broken).learn(HALF, CheckpointEvery(tmp_path / "saved", 100))
