@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -35,6 +35,7 @@ INDEX = "dataset.json"
 FORMAT = "wmgym-episodes"
 
 
+@runtime_checkable
 class Predicts(Protocol):
     """What acts: every Stable-Baselines3 algorithm, and every agent of this project."""
 
@@ -146,12 +147,12 @@ def save_episode(folder: str | Path, episode: RecordedEpisode) -> Path:
     number = 1 + max((int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()), default=-1)
     observation = episode.observation
     prefix = "" if set(observation) == {OBSERVATION} else f"{OBSERVATION}/"
-    named = {prefix + key: value for key, value in observation.items()}
+    arrays: dict[str, Any] = {prefix + key: value for key, value in observation.items()}
     is_terminal = np.zeros(len(episode.reward), bool)
     is_terminal[-1] = episode.terminated
     path = folder / f"{number:06d}.npz"
     with atomic_writer(path) as file:
-        np.savez_compressed(file, action=episode.action, reward=episode.reward, is_terminal=is_terminal, **named)
+        np.savez_compressed(file, action=episode.action, reward=episode.reward, is_terminal=is_terminal, **arrays)
     return path
 
 
@@ -191,7 +192,9 @@ def _live(env: gym.Env, policy: Policy | None, most: int, deterministic: bool, s
     while not (terminated or truncated) and len(rewards) <= most:
         action = act(observation)
         observation, reward, terminated, truncated, _ = env.step(action)
-        seen.append(observation), done.append(np.asarray(action)), rewards.append(float(reward))
+        seen.append(observation)
+        done.append(np.asarray(action))
+        rewards.append(float(reward))
     keys = as_dict_space(env.observation_space)
     by_key = {key: np.stack([as_dict(each)[key] for each in seen]) for key in keys}
     return RecordedEpisode(by_key, np.stack(done), np.array(rewards, np.float32), terminated)
@@ -201,7 +204,7 @@ def _actor(env: gym.Env, policy: Policy | None, deterministic: bool) -> Callable
     """A function of the observation that remembers within one episode what the policy wants remembered."""
     if policy is None:
         return lambda _: env.action_space.sample()
-    if not hasattr(policy, "predict"):
+    if not isinstance(policy, Predicts):
         return policy  # a function
     state: Any = None
 

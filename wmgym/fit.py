@@ -91,7 +91,7 @@ def _build(kind: str, replay: SequenceReplay, config: dict[str, Any], seed: int)
     world_class, config_class = WORLDS[kind].load()
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(seed)
-        return world_class(replay.observation_space, replay.action_space, config_class(**config))  # type: ignore[call-arg]
+        return world_class(replay.observation_space, replay.action_space, config_class(**config))
 
 
 def _length(replay: SequenceReplay, wanted: int) -> int:

@@ -69,7 +69,7 @@ class ActionConverter:
         if actions.is_floating_point() or actions.dtype == torch.bool:
             raise ValueError(f"Actions of {space} are integers, not {str(actions.dtype).removeprefix('torch.')}.")
         choice = actions.long() - int(space.start)
-        _refuse((choice < 0) | (choice >= space.n), actions, ignored, f"is not in {space}")
+        _refuse((choice < 0) | (choice >= int(space.n)), actions, ignored, f"is not in {space}")
         return nn.functional.one_hot(choice.clamp(0, int(space.n) - 1), int(space.n)).float()
 
     def _scaled(self, actions: Tensor, ignored: Tensor | None) -> Tensor:
