@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.files import atomic_writer
 
+_FOLDERS = ("--results", "--save", "--log", "--log-folder", "-f")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "dm_control", "mujoco", "shimmy", "numpy")
 
 
@@ -53,6 +54,23 @@ def describe_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def without_folders(arguments: Sequence[str]) -> list[str]:
+    """A command line without the options that say where to write: they are of one machine, and change no result.
+
+    Example:
+        >>> without_folders(["train", "--seed", "1", "--save", "/home/me/a.zip", "--results=there"])
+        ['train', '--seed', '1']
+    """
+    kept: list[str] = []
+    is_value = False
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if not is_value and name not in _FOLDERS:
+            kept.append(argument)
+        is_value = not is_value and argument in _FOLDERS
+    return kept
 
 
 class ResultRecorder(EvalCallback):
@@ -98,7 +116,7 @@ class ResultRecorder(EvalCallback):
         self._spent_before = {"wall_clock_s": 0.0, "processor_s": 0.0}
         self.data: dict[str, Any] = {
             **facts,
-            "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+            "command": " ".join([Path(sys.executable).name, *without_folders(sys.orig_argv[1:])]),
             "commit": describe_commit(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
             "machine": describe_machine(),
