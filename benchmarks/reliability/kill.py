@@ -227,6 +227,7 @@ def main() -> int:
     """Run the trials; returns 0 when every run was resumed exactly."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.kill", description=__doc__)
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="go on with this run; those before are in the result file")
     parser.add_argument("--medium", choices=sorted(MEDIA), default="untouched")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/reliability/results"))
     arguments = parser.parse_args()
@@ -238,10 +239,11 @@ def main() -> int:
         (root / "unbroken").mkdir()
         unbroken = Child(lambda: train(root / "unbroken", mapped=False), root / "outcome").result()
         duration = time.monotonic() - started
-        trials = []
-        for number in range(arguments.runs):
+        path = arguments.results / f"kill-{arguments.medium}.json"
+        trials = json.loads(path.read_text())["trials"][: arguments.first] if arguments.first else []
+        for number in range(len(trials), arguments.runs):
             trials.append(trial(number, root, MEDIA[arguments.medium], unbroken, duration))
-            write(arguments.results / f"kill-{arguments.medium}.json", trials, unbroken)
+            write(path, trials, unbroken)
             print(json.dumps(trials[-1]), flush=True)
     return 0 if all(trial["resumed_equals_unbroken"] for trial in trials) else 1
 

@@ -67,7 +67,7 @@ def cases() -> Iterator[Any]:
         yield pytest.param(name, True, id=f"{name}, memory-mapped", marks=marks)
 
 
-@pytest.mark.parametrize(("name", "mapped"), cases())
+@pytest.mark.parametrize(("name", "mapped"), list(cases()))
 def test_resumed_equals_unbroken(name: str, mapped: bool, tmp_path: Path) -> None:
     broken, whole = (tmp_path / "broken", tmp_path / "whole") if mapped else (None, None)
     build(name, broken).learn(HALF, CheckpointEvery(tmp_path / "saved", 100))
