@@ -140,3 +140,35 @@ def test_it_returns_the_loss_of_a_closure_and_lowers_it() -> None:
 def test_settings_out_of_range_are_named(setting: dict[str, Any], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         LaProp(parameters(), **setting)
+
+
+def odd_parameters() -> list[nn.Parameter]:
+    """More numbers than one piece, in the usual layout, as pictures with the channels last, and transposed."""
+    generator = torch.Generator().manual_seed(1)
+    large = torch.randn(300, 250, generator=generator)
+    pictures = torch.randn(64, 40, 5, 5, generator=generator).contiguous(memory_format=torch.channels_last)
+    return [nn.Parameter(p) for p in (large, pictures, torch.randn(200, 200, generator=generator).t(), torch.ones(3))]
+
+
+def test_piece_by_piece_equals_all_at_once() -> None:
+    pieces, together = odd_parameters(), odd_parameters()
+    optimisers = [LaProp(pieces, **SETTINGS, foreach=False), LaProp(together, **SETTINGS, foreach=True)]
+    for step in range(12):
+        size = 100.0 if step % 5 == 3 else 0.01
+        for one, two in zip(pieces, together):
+            one.grad = size * torch.randn(one.shape, generator=torch.Generator().manual_seed(step))
+            two.grad = one.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for one, two in zip(pieces, together):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_a_burst_that_has_no_square_in_float32_is_clipped() -> None:
+    params = parameters()
+    optimiser = LaProp(params, **SETTINGS)
+    for p in params:
+        p.grad = torch.full_like(p, 1e30)
+    optimiser.step()
+    assert all(torch.isfinite(p).all() for p in params)
+    assert all(torch.isfinite(optimiser.state[p]["squares"]).all() for p in params)
