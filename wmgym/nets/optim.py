@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 _PIECE = 1 << 15
 """Numbers of a tensor that are updated at once on a CPU: with gradient and moments, half a megabyte."""
+_Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class LaProp(Optimizer):
@@ -118,10 +119,11 @@ class LaProp(Optimizer):
     def _step_in_turn(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Tensor by tensor, the scalar factors of an equation as one number."""
         for p, shrink in zip(params, _shrinks(params, group["clip"], group["min_norm"]), strict=True):
+            assert p.grad is not None  # for the type checker
             state = self.state[p]
             state["updates"] += 1
             updates = state["updates"].item()
-            for piece in _pieces(p, p.grad, state["squares"], state["momentum"]):
+            for piece in _pieces((p, p.grad, state["squares"], state["momentum"])):
                 _step_piece(*piece, shrink, updates, group)
 
     def _step_together(self, params: list[Tensor], group: dict[str, Any]) -> None:
@@ -159,16 +161,15 @@ def _step_piece(
     p.sub_(momentum, alpha=group["lr"] / (1 - beta1**updates))
 
 
-def _pieces(*tensors: Tensor | None) -> Iterator[tuple[Tensor, ...]]:
+def _pieces(tensors: _Four) -> Iterator[_Four]:
     """Tensors of one shape, cut alike into views that fit into a processor's cache together."""
-    whole = [tensor for tensor in tensors if tensor is not None]
-    first = whole[0]
-    dense = all(tensor.stride() == first.stride() for tensor in whole) and _is_dense(first)
+    first = tensors[0]
+    dense = all(tensor.stride() == first.stride() for tensor in tensors) and _is_dense(first)
     if first.numel() <= _PIECE or not dense:
-        yield tuple(whole)
+        yield tensors
         return
-    flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in whole]
-    yield from zip(*(tensor.split(_PIECE) for tensor in flat), strict=True)
+    one, two, three, four = (tensor.as_strided((tensor.numel(),), (1,)).split(_PIECE) for tensor in tensors)
+    yield from zip(one, two, three, four, strict=True)
 
 
 def _is_dense(tensor: Tensor) -> bool:
