@@ -19,7 +19,7 @@ from wmgym.trust.ensemble import DoubtingWorld
 from wmgym.trust.episodes import Returnable, record_episode
 from wmgym.trust.policies import ConstantPolicy, RandomPolicy, WavePolicy
 
-from .point import PUSH, Point, PointState, PointWorld
+from .point import PUSH, SIZE, Point, PointState, PointWorld
 
 QUICK = TrustSettings(
     horizon=20, windows=4, marks=(1, 5, 15), dreams=4, starts=6, candidates=9, length=8, temperatures=(1.0,),
@@ -87,8 +87,8 @@ def test_a_perfect_world_is_trusted_fully(perfect: TrustReport) -> None:
     assert np.max(perfect["prediction"].data["errors"]["observation"]["world"]["p95"]) < 1e-5
     assert value(perfect, "actions", "observation sensitivity at 5") == pytest.approx(1, abs=1e-4)
     assert value(perfect, "actions", "observation share better at 5") > 0.95
-    assert value(perfect, "returns", "Pearson") == pytest.approx(1, abs=1e-5)
-    assert value(perfect, "returns", "mean size of gap") < 6  # noisy policies slip at other moments in the dream
+    assert value(perfect, "returns", "Pearson") > 0.99  # noisy policies slip at other moments in the dream
+    assert value(perfect, "returns", "mean size of gap") < 6
     assert value(perfect, "ranking", "rank correlation") == pytest.approx(1)
     assert value(perfect, "ranking", "relative regret") == 0
     assert value(perfect, "ranking", "repeat error") == 0
@@ -185,11 +185,13 @@ def test_pictures_are_compared_and_filmed(tmp_path: Path) -> None:
     bad.save(tmp_path)
     assert (tmp_path / "pictures.png").stat().st_size > 1000
     with VideoFileClip(str(tmp_path / "dream.mp4")) as clip:
-        frame = clip.get_frame(clip.duration / 2)
-    third = len(frame) // 3
-    real, dreamt, difference = frame[:third], frame[third : 2 * third], frame[2 * third :]
-    assert np.abs(real.astype(float) - dreamt).mean() > 1
-    assert difference[:40, :40].max() > 50
+        frame = clip.get_frame(clip.duration * 0.9).astype(float)
+    third, inside = len(frame) // 3, slice(0, 3 * SIZE - 4)
+    real, dreamt, difference = (frame[row * third :][inside] for row in range(3))
+    widths = np.r_[inside]  # of the first picture, without its white frame
+    apart = np.abs(real - dreamt)[:, widths]
+    assert apart.mean() > 5
+    assert np.abs(apart - difference[:, widths]).mean() < apart.mean() / 2  # but for what compression loses
 
 
 def test_every_figure_has_a_definition_and_an_interval_around_it(noisy: TrustReport) -> None:

@@ -70,7 +70,8 @@ def draw_ranking(real: Any, dream: Any, correlations: Sequence[float], path: Pat
     axes.plot(np.ravel(real), np.ravel(dream), ".", color="C0", alpha=0.3, markersize=4)
     _diagonal(axes)
     axes.set(xlabel="real return of a sequence", ylabel="dream return")
-    right.hist(np.asarray(correlations), bins=np.linspace(-1, 1, 21).tolist(), color="C0")
+    defined = np.asarray(correlations)[np.isfinite(correlations)]
+    right.hist(defined, bins=np.linspace(-1, 1, 21).tolist(), color="C0")
     right.set(xlabel="rank correlation at a start", ylabel="starts")
     return _save(figure, path)
 
