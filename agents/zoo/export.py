@@ -89,7 +89,7 @@ def card(name: str, result: dict[str, Any], size: int, real: Returns, dream: Ret
         [
             f"# {name}",
             f"A world and the agent that learned it. Made by `python -m agents.zoo export`.\n\n"
-            f"```python\nimport gymnasium as gym, wmgym\n\ndream = gym.make('Dream-v0', model='{name}')\n```",
+            f'```python\nimport gymnasium as gym, wmgym\n\ndream = gym.make("Dream-v0", model="{name}")\n```',
             markdown(["", ""], facts.items()),
             "## Returns",
             "Deterministic actions; mean ± deviation over episodes. A dream return is what the world predicts.",
