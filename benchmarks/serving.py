@@ -94,9 +94,14 @@ def serve(build: Callable[[Spec], Update]) -> None:
 def _build(build: Callable[[Spec], Update], spec: Spec) -> tuple[Update, dict[str, Any]]:
     torch.set_num_threads(spec.threads)
     update = build(spec)
-    with FlopCounterMode(display=False) as counter:  # also the first, slow call
-        update.step()
-    return update, {"parameters": update.parameters, "flops": counter.get_total_flops()}
+    return update, {"parameters": update.parameters, "flops": flops(update.step)}  # also the first, slow call
+
+
+def flops(step: Callable[[], Any]) -> int:
+    """Floating-point operations of the matrix products and convolutions of one call."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
 
 
 def timed(step: Callable[[], Any]) -> dict[str, float]:
