@@ -86,7 +86,7 @@ def draw_exploitation(runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
                 index + shift, mean, [[mean - low], [high - mean]], fmt="o", color=color, capsize=3,
                 label=who if index == 0 else None,
             )  # fmt: skip
-    axes.set_xticks(range(len(runs)), [run["setting"] for run in runs], fontsize=7)
+    axes.set_xticks(range(len(runs)), [run["setting"].replace(", ", "\n") for run in runs], fontsize=7)
     axes.set(ylabel="return")
     axes.legend(frameon=False)
     return _save(figure, path)
