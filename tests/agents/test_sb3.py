@@ -180,4 +180,4 @@ def test_dreams_of_a_trained_world_pass_both_checkers_without_a_warning(
         gymnasium_check_env(latent.unwrapped)
         sb3_check_env(latent)
     assert dream.observation_space == agent.observation_space
-    assert dream.unwrapped.metadata["render_modes"] == (["rgb_array"] if "observation" in settings else [])
+    assert dream.unwrapped.metadata["render_modes"] == ["rgb_array"]

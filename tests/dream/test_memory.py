@@ -33,7 +33,7 @@ def held_bytes() -> int:
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in gc.get_objects()
-        if issubclass(type(tensor), torch.Tensor)
+        if issubclass(type(tensor), torch.Tensor) and tensor.layout == torch.strided  # others have no storage
     }
     return sum(storages.values())
 
