@@ -135,7 +135,7 @@ def describe(row: dict[str, Any]) -> list[str]:
 
 
 COLUMNS = ["agent", "from", "B x T", "precision", "threads", "M parameters, ours / sheeprl", "ours, s", "sheeprl, s",
-           "times as fast", "times the floor", "peak MB, ours / sheeprl", "load"]  # fmt: skip
+           "times as fast", "times the floor", "most MB so far, ours / sheeprl", "load"]  # fmt: skip
 
 
 def table(result: dict[str, Any]) -> str:
