@@ -65,11 +65,10 @@ def test_the_committed_tables_are_what_the_result_files_give() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "zoo_configs/results").glob("*/*/*.json")), ids=lambda path: path.stem)
 def test_every_result_file_has_the_form_that_tables_read(path: Path) -> None:
     result = json.loads(path.read_text())
-    assert path.parts[-3:] == (
-        result["algo"],
-        result["env_id"].replace("/", "-"),
-        f"{result['preset']}-seed{result['seed']}.json",
-    )
+    assert path.parts[-3:-1] == (result["algo"], result["env_id"].replace("/", "-"))
+    name = f"{result['preset']}-seed{result['seed']}"
+    # A failed run stays, under a longer name, where a later one has taken its own.
+    assert path.stem == name or (path.stem.startswith(f"{name}-") and "error" in result)
     assert len(result["env_steps"]) == len(result["return_mean"]) == len(result["return_std"])
     assert result["env_steps"] == sorted(set(result["env_steps"]))
     assert result["complete"] != ("error" in result)
