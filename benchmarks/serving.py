@@ -4,7 +4,7 @@ A worker (`benchmarks.ours`, `benchmarks.peers`) answers one JSON line, on a pip
 
     {"do": "build", "spec": {...}}    ->  {"parameters": ..., "flops": ...}      replaces what was built before
     {"do": "rate", "dtype": "..."}    ->  {"rate": ...}                          operations a second of a matrix product
-    {"do": "run"}                     ->  {"wall_s": ..., "processor_s": ..., "peak_mb": ...}     most of the process so far
+    {"do": "run"}                     ->  {"wall_s": ..., "processor_s": ..., "peak_mb": ...}   most so far
 
 This file runs in the peers' environment too and imports nothing but torch.
 """
