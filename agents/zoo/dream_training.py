@@ -29,11 +29,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents import ALGORITHMS, Dreamer
+from agents import Dreamer
 from agents.evaluation import evaluate_dream, evaluate_real
+from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
 from agents.zoo.results import describe_commit, describe_machine, result_path
-from wmgym.checkpoint import read_manifest
 from wmgym.dream import DreamModel, DreamVecEnv, load_model
 from wmgym.files import atomic_writer
 
@@ -178,9 +178,7 @@ def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str
 
 def _describe_teacher(args: argparse.Namespace, model: DreamModel) -> dict[str, Any]:
     """The agent that the world is from, evaluated as those are that are trained in it; nothing for a world alone."""
-    kinds = {kind.__name__: kind for kind in ALGORITHMS.values()}
-    manifest = read_manifest(args.model)
-    kind = kinds.get(manifest.get("agent", {}).get("class"))
+    kind = agent_class(args.model)
     if kind is None:
         return {}
     agent = kind.load(args.model, device="cpu")

@@ -11,7 +11,8 @@ from rl_zoo3.utils import ALGOS
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents import ALGORITHMS, WorldModelAgent
-from wmgym.checkpoint import CheckpointError, read_manifest
+from agents.zoo.agent_files import agent_class
+from wmgym.checkpoint import CheckpointError
 
 
 class Trained(NamedTuple):
@@ -82,8 +83,7 @@ def _saved_options(path: str, env_id: str) -> dict[str, Any]:
 
 
 def _class_in(path: str) -> type[WorldModelAgent]:
-    facts = read_manifest(path).get("agent")
-    classes = {cls.__name__: cls for cls in ALGORITHMS.values()}
-    if not isinstance(facts, dict) or facts.get("class") not in classes:
-        raise CheckpointError(f"{path} holds none of the agents {', '.join(classes)}.")
-    return classes[facts["class"]]
+    kind = agent_class(path)
+    if kind is None:
+        raise CheckpointError(f"{path} holds none of the agents {', '.join(k.__name__ for k in ALGORITHMS.values())}.")
+    return kind

@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from agents import ALGORITHMS
 from agents.base import WorldModelAgent
 from agents.dreamer import flagship_world
-from wmgym.checkpoint import read_manifest
+from agents.zoo.agent_files import load_agent
 from wmgym.dataset import record
 from wmgym.fit import fit_world
 
@@ -54,12 +53,6 @@ class Noisy:
             return (int(space.start + self._rng.integers(space.n)) if swapped else action), state
         disturbed = action + self.noise * self._rng.standard_normal(np.shape(action))
         return np.clip(disturbed, space.low, space.high).astype(space.dtype), state  # type: ignore[attr-defined]
-
-
-def load_agent(path: Path) -> WorldModelAgent:
-    """The agent in a checkpoint, of whatever kind it is."""
-    kinds = {kind.__name__: kind for kind in ALGORITHMS.values()}
-    return kinds[read_manifest(path)["agent"]["class"]].load(path, device="cpu")
 
 
 def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, seed: int) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from agents import ALGORITHMS
 from agents.base import WorldModelAgent
-from wmgym.checkpoint import CheckpointError, read_manifest
+from agents.zoo.agent_files import load_agent
+from wmgym.checkpoint import CheckpointError
 from wmgym.dream.convert import ActionConverter
 from wmgym.trust import Policy, noisy_policies, simple_policies
 from wmgym.trust.__main__ import make_parser, write_report
@@ -52,22 +52,6 @@ class Corrigible:
         """The state after `action` `(B, ...)` was done; the last of its arrays is the action as the world reads it."""
         assert state is not None
         return (*state[:-1], self._read(action).numpy())
-
-
-def load_agent(path: str | Path) -> WorldModelAgent:
-    """The agent in a checkpoint, of whichever algorithm it is.
-
-    Raises:
-        CheckpointError: naming the file and the fault.
-    """
-    facts = read_manifest(path).get("agent")
-    classes = {cls.__name__: cls for cls in ALGORITHMS.values()}
-    if not isinstance(facts, dict) or facts.get("class") not in classes:
-        raise CheckpointError(
-            f"{path} holds no agent that is known here ({', '.join(classes)}): examine its world alone with "
-            "python -m wmgym.trust."
-        )
-    return classes[facts["class"]].load(path, device="cpu")
 
 
 def agent_policies(checkpoint: str | Path, levels: Sequence[float] = LEVELS, seed: int = 0) -> dict[str, Policy]:
