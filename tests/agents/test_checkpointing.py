@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -139,22 +140,24 @@ def test_killed_while_it_collects_a_memory_mapped_replay_keeps_all_full_records(
     assert 33 <= len(replay) <= 40  # each episode brings one observation more than decisions
 
 
-@pytest.fixture
-def no_room() -> Iterator[Callable[[int], None]]:
-    """Sets how large a file may become, as a disk does that is full."""
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """Inside, no file may become larger than `size` bytes, as on a disk that is full (pytest's own report neither)."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("size", [1000, 20_000], ids=["no room for the replay", "no room for the agent"])
 def test_without_room_training_goes_on_and_the_last_checkpoint_stays(
-    tiny: Any, assert_same: Any, tmp_path: Path, no_room: Any, caplog: pytest.LogCaptureFixture, size: int
+    tiny: Any, assert_same: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, size: int
 ) -> None:
     agent = tiny("CartPole-v1").learn(40, CheckpointEvery(tmp_path, 20))
-    no_room(size)
-    agent.learn(30, CheckpointEvery(tmp_path, 20), reset_num_timesteps=False)
-    no_room(resource.RLIM_INFINITY)
+    with no_room(size):
+        agent.learn(30, CheckpointEvery(tmp_path, 20), reset_num_timesteps=False)
     assert agent.num_timesteps == 70
     assert "cannot be written" in caplog.text
     assert f"Training goes on; the last good checkpoint is {tmp_path}/checkpoint-000000040.zip." in caplog.text
@@ -162,11 +165,10 @@ def test_without_room_training_goes_on_and_the_last_checkpoint_stays(
     assert_same(resumed(tmp_path), tiny("CartPole-v1").learn(WHOLE))
 
 
-def test_when_there_is_room_again_the_next_checkpoint_is_written(tiny: Any, tmp_path: Path, no_room: Any) -> None:
+def test_when_there_is_room_again_the_next_checkpoint_is_written(tiny: Any, tmp_path: Path) -> None:
     agent = tiny("CartPole-v1")
-    no_room(1000)
-    agent.learn(50, CheckpointEvery(tmp_path, 20))
-    no_room(resource.RLIM_INFINITY)
+    with no_room(1000):
+        agent.learn(50, CheckpointEvery(tmp_path, 20))
     with pytest.raises(CheckpointError):
         last_checkpoint(tmp_path)
     agent.learn(10, CheckpointEvery(tmp_path, 20), reset_num_timesteps=False)
@@ -222,11 +224,8 @@ def test_an_interrupted_run_saves_once_where_its_checkpoints_are(
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_an_interrupted_run_without_room_says_so(
-    tiny: Any, tmp_path: Path, no_room: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_interrupted_run_without_room_says_so(tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     agent = tiny("CartPole-v1", interrupt_folder=tmp_path)
-    no_room(1000)
-    with caplog.at_level(logging.ERROR, "wmgym"), pytest.raises(SystemExit):
+    with no_room(1000), caplog.at_level(logging.ERROR, "wmgym"), pytest.raises(SystemExit):
         agent.learn(WHOLE, send(signal.SIGTERM, 50))
     assert "Interrupted after 50 decisions, and not saved" in caplog.text
