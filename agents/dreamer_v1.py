@@ -7,8 +7,9 @@
     critic  <- critic + grad mean(w_t ln N(R_t; v(s_t), 1))
 
 The return of a state counts the reward of reaching it, as in the official code. Unlike there, `predict` with
-`deterministic=True` takes the squashed mean of the actor's Normal, not the likeliest of 100 draws; layers begin as
-PyTorch's do; vectors are seen by fully connected layers (the paper has pictures only).
+`deterministic=True` takes the squashed mean of the actor's Normal, not the likeliest of 100 draws; vectors are seen by
+fully connected layers (the paper has pictures only). Layers begin as TensorFlow's do: PyTorch's begin smaller, and the
+critic then grows so slowly that its growth, not its judgement, drives the actor.
 """
 
 from __future__ import annotations
@@ -107,8 +108,8 @@ class DreamerV1(Dreamer):
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         size, space = world.feature_size, self.action_space
-        actor = Actor(size, space, 4, self.units, "tanh_normal", "elu", "none", init_std=5.0, min_std=1e-4)
-        return {"actor": actor, "critic": Critic(size, 3, self.units, act="elu", norm="none")}
+        actor = Actor(size, space, 4, self.units, "tanh_normal", "elu", "none", "glorot", init_std=5.0, min_std=1e-4)
+        return {"actor": actor, "critic": Critic(size, 3, self.units, act="elu", norm="none", init="glorot")}
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -170,7 +171,15 @@ def predicted_discounts(world: RSSM, features: Tensor, gamma: float) -> Tensor:
 def v1_world(deter: int, stoch: int, units: int, depth: int, gamma: float, pcont: bool, **scales: float) -> RSSMConfig:
     """DreamerV1's world at the given sizes, with further fields of its configuration."""
     coder = CoderConfig(
-        units=units, layers=2, act="elu", norm="none", symlog=False, likelihood="normal", depth=depth, image_act="relu"
+        units=units,
+        layers=2,
+        act="elu",
+        norm="none",
+        init="glorot",
+        symlog=False,
+        likelihood="normal",
+        depth=depth,
+        image_act="relu",
     )
     return RSSMConfig(
         latent="gaussian",
@@ -181,6 +190,7 @@ def v1_world(deter: int, stoch: int, units: int, depth: int, gamma: float, pcont
         hidden=deter,
         act="elu",
         norm="none",
+        init="glorot",
         encoder=coder,
         decoder=coder,
         reward=HeadConfig(layers=2, units=units, likelihood="normal"),

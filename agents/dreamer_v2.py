@@ -8,8 +8,7 @@
     v'      <- v every 100 updates
 
 The return of a state counts the reward of reaching it, so an action is judged by the return of the state it leads to.
-The discount d is 0.99, or predicted where episodes end; at s_0, which was really seen, it is the true one. Unlike the
-official code, layers begin as PyTorch's do.
+The discount d is 0.99, or predicted where episodes end; at s_0, which was really seen, it is the true one.
 """
 
 from __future__ import annotations
@@ -124,8 +123,8 @@ class DreamerV2(Dreamer):
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         size, space = world.feature_size, self.action_space
-        actor = Actor(size, space, 4, self.units, "truncated_normal", "elu", "none", min_std=0.1)
-        critic = Critic(size, 4, self.units, act="elu", norm="none")
+        actor = Actor(size, space, 4, self.units, "truncated_normal", "elu", "none", "glorot", min_std=0.1)
+        critic = Critic(size, 4, self.units, act="elu", norm="none", init="glorot")
         return {"actor": actor, "critic": critic, "slow_critic": copy.deepcopy(critic).requires_grad_(False)}
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -200,7 +199,15 @@ def v2_world(
 ) -> RSSMConfig:
     """DreamerV2's world at the given sizes, with further fields of its configuration."""
     coder = CoderConfig(
-        units=units, layers=4, act="elu", norm="none", symlog=False, likelihood="normal", depth=depth, image_act="elu"
+        units=units,
+        layers=4,
+        act="elu",
+        norm="none",
+        init="glorot",
+        symlog=False,
+        likelihood="normal",
+        depth=depth,
+        image_act="elu",
     )
     return RSSMConfig(
         latent="categorical",
@@ -211,6 +218,7 @@ def v2_world(
         hidden=deter,
         act="elu",
         norm="none",
+        init="glorot",
         encoder=coder,
         decoder=coder,
         reward=HeadConfig(layers=4, units=units, likelihood="normal"),

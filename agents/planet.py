@@ -198,7 +198,14 @@ class PlaNet(WorldModelAgent):
 
     def _paper_world(self) -> RSSMConfig:
         coder = CoderConfig(
-            units=self.units, layers=2, act="relu", norm="none", symlog=False, likelihood="normal", depth=self.depth
+            units=self.units,
+            layers=2,
+            act="relu",
+            norm="none",
+            init="glorot",
+            symlog=False,
+            likelihood="normal",
+            depth=self.depth,
         )
         return RSSMConfig(
             stoch=self.stoch,
@@ -206,6 +213,7 @@ class PlaNet(WorldModelAgent):
             hidden=self.deter,
             act="relu",
             norm="none",
+            init="glorot",
             encoder=coder,
             decoder=coder,
             reward=HeadConfig(layers=3, units=self.units, likelihood="normal"),

@@ -146,3 +146,16 @@ def test_v3_initialisation_reaches_every_matrix_of_the_block_core() -> None:
         fan_in = layer.in_size if isinstance(layer, BlockLinear) else layer.in_features
         assert layer.weight.std().item() == pytest.approx(1 / math.sqrt(fan_in), rel=0.05)
         assert layer.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_glorot_initialisation_reaches_every_matrix_of_the_dense_core(layer_norm: bool) -> None:
+    core = DenseCore(60, 4, 100, 80, layer_norm, "elu", "none", "glorot")
+    assert core.inputs.weight.std().item() == pytest.approx(math.sqrt(2 / (64 + 80)), rel=0.05)
+    assert core.inputs.bias.abs().max() == 0
+    if layer_norm:
+        assert core.cell.gates.weight.std().item() == pytest.approx(math.sqrt(2 / (180 + 300)), rel=0.02)
+        return
+    recurrent = core.cell.weight_hh
+    torch.testing.assert_close(recurrent.T @ recurrent, torch.eye(100), atol=1e-4, rtol=0)  # orthogonal
+    assert core.cell.bias_ih.abs().max() == core.cell.bias_hh.abs().max() == 0

@@ -34,7 +34,15 @@ def test_v3_layers_start_without_bias_and_with_scaled_weights(scale: float) -> N
     assert layer.weight.std().item() == pytest.approx(scale / math.sqrt(300), rel=0.02)
 
 
-@pytest.mark.parametrize("init", ["torch", "v3"])
+@pytest.mark.parametrize("scale", [0.01, 1.0])
+def test_glorot_layers_start_without_bias_and_even_between_both_widths(scale: float) -> None:
+    layer = linear(300, 100, "glorot", scale)
+    assert layer.bias.abs().max() == 0
+    assert layer.weight.abs().max().item() == pytest.approx(scale * math.sqrt(6 / 400), rel=0.01)
+    assert layer.weight.std().item() == pytest.approx(scale * math.sqrt(2 / 400), rel=0.02)
+
+
+@pytest.mark.parametrize("init", ["torch", "glorot", "v3"])
 def test_a_head_of_scale_zero_says_zero_and_learns(init: str) -> None:
     head = MLP(4, 2, layers=1, units=8, init=init, out_scale=0.0)
     out = head(torch.randn(5, 4))

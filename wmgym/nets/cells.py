@@ -21,11 +21,12 @@ class LayerNormGRUCell(nn.Module):
         in_size: width of the input.
         deter: width of the state.
         norm: whether the gates are layer-normalised; without it this is DreamerV2's `gru` with `norm=False`.
+        init: first weights by name, as for `linear`.
     """
 
-    def __init__(self, in_size: int, deter: int, norm: bool = True) -> None:
+    def __init__(self, in_size: int, deter: int, norm: bool = True, init: Init = "torch") -> None:
         super().__init__()
-        self.gates = nn.Linear(in_size + deter, 3 * deter, bias=not norm)
+        self.gates = linear(in_size + deter, 3 * deter, init, bias=not norm)
         self.norm = nn.LayerNorm(3 * deter, eps=1e-3) if norm else nn.Identity()
 
     def forward(self, inputs: Tensor, deter: Tensor) -> Tensor:
@@ -41,6 +42,17 @@ def gated_update(gates: Tensor, deter: Tensor) -> Tensor:
     return torch.lerp(deter, candidate, torch.sigmoid(update - 1))
 
 
+def _gru(in_size: int, deter: int, init: Init) -> nn.GRUCell:
+    """PyTorch's GRU; "glorot" has TensorFlow's beginning: orthogonal from state to state, zero biases."""
+    cell = nn.GRUCell(in_size, deter)
+    if init == "glorot":
+        nn.init.xavier_uniform_(cell.weight_ih)
+        nn.init.orthogonal_(cell.weight_hh)
+        nn.init.zeros_(cell.bias_ih)
+        nn.init.zeros_(cell.bias_hh)
+    return cell
+
+
 class DenseCore(nn.Module):
     """`h' = GRU(act(norm(W [s, a])), h)`: PlaNet, DreamerV1 and V2.
 
@@ -52,17 +64,27 @@ class DenseCore(nn.Module):
         layer_norm: whether the GRU's gates are normalised (DreamerV2) or plain (PlaNet, DreamerV1).
         act: activation of the input layer.
         norm: normalisation of the input layer.
+        init: first weights by name, as for `linear`.
     """
 
     def __init__(
-        self, stoch: int, action: int, deter: int, hidden: int, layer_norm: bool, act: Activation, norm: Norm
+        self,
+        stoch: int,
+        action: int,
+        deter: int,
+        hidden: int,
+        layer_norm: bool,
+        act: Activation,
+        norm: Norm,
+        init: Init = "torch",
     ) -> None:
         super().__init__()
         self.stoch = stoch
-        self.inputs = nn.Linear(stoch + action, hidden)
+        self.inputs = linear(stoch + action, hidden, init)
         self.norm = normalisation(norm, hidden)
         self.act = activation(act)
-        self.cell: nn.Module = LayerNormGRUCell(hidden, deter) if layer_norm else nn.GRUCell(hidden, deter)
+        self.cell: nn.Module
+        self.cell = LayerNormGRUCell(hidden, deter, init=init) if layer_norm else _gru(hidden, deter, init)
 
     def project(self, action: Tensor) -> Tensor:
         """The action's share of the input layer, `(..., A)` to `(..., hidden)`."""
@@ -83,12 +105,15 @@ class MemorylessCore(nn.Module):
         out_size: width of the output.
         act: activation.
         norm: normalisation.
+        init: first weights by name, as for `linear`.
     """
 
-    def __init__(self, source: int, action: int, out_size: int, act: Activation, norm: Norm) -> None:
+    def __init__(
+        self, source: int, action: int, out_size: int, act: Activation, norm: Norm, init: Init = "torch"
+    ) -> None:
         super().__init__()
         self.source = source
-        self.inputs = nn.Linear(source + action, out_size)
+        self.inputs = linear(source + action, out_size, init)
         self.norm = normalisation(norm, out_size)
         self.act = activation(act)
 

@@ -78,6 +78,9 @@ def _started(layer: Layer, init: Init) -> Layer:
     """The convolution with the first weights by name, in channels-last layout."""
     if init == "v3":
         init_v3_(layer.weight, layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1])
+    elif init == "glorot":
+        nn.init.xavier_uniform_(layer.weight)
+    if init != "torch":
         _bias(layer).data.zero_()
     layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return layer

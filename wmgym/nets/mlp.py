@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 Activation = Literal["relu", "elu", "silu", "tanh"]
 Norm = Literal["none", "layer", "rms"]
-Init = Literal["torch", "v3"]
+Init = Literal["torch", "glorot", "v3"]
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -50,15 +50,20 @@ def init_v3_(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 def linear(in_size: int, out_size: int, init: Init = "torch", scale: float = 1.0, bias: bool = True) -> nn.Linear:
     """A linear layer with the initialisation by name; `scale` multiplies its first weights.
 
-    `init="torch"` with `scale` other than 1 also starts the bias at zero, so that a head of scale 0 says 0.
+    The names: "torch" is PyTorch's own, "glorot" Glorot and Bengio's uniform one with zero biases (TensorFlow's, and so
+    that of PlaNet, DreamerV1 and V2), "v3" DreamerV3's. `init="torch"` with `scale` other than 1 also starts the bias
+    at zero, so that a head of scale 0 says 0.
     """
     layer = nn.Linear(in_size, out_size, bias=bias)
     with torch.no_grad():
         if init == "v3":
             init_v3_(layer.weight, in_size, scale)
-        elif scale != 1.0:
-            layer.weight.mul_(scale)
-        if bias and (init == "v3" or scale != 1.0):
+        else:
+            if init == "glorot":
+                nn.init.xavier_uniform_(layer.weight)
+            if scale != 1.0:
+                layer.weight.mul_(scale)
+        if bias and (init != "torch" or scale != 1.0):
             layer.bias.zero_()
     return layer
 
@@ -73,7 +78,7 @@ class MLP(nn.Sequential):
         units: width of each.
         act: activation by name.
         norm: normalisation before each activation.
-        init: "torch" or "v3" (`init_v3_`).
+        init: "torch", "glorot" or "v3", see `linear`.
         out_scale: factor on the output layer's first weights.
 
     Example:

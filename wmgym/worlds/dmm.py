@@ -47,7 +47,7 @@ class _DMM(RSSM):
     ) -> None:
         super().__init__(observation_space, action_space, config)
         c = self.config
-        self.history = DenseCore(self.stoch_size, 0, c.deter, c.hidden, c.cell == "layernorm", c.act, c.norm)
+        self.history = DenseCore(self.stoch_size, 0, c.deter, c.hidden, c.cell == "layernorm", c.act, c.norm, c.init)
 
     def _feature_size(self) -> int:
         return self.config.deter
@@ -82,7 +82,7 @@ class DMMObservation(_DMM):
 
     def _build_core(self, action: int) -> MemorylessCore:
         c = self.config
-        return MemorylessCore(self.stoch_size, action, c.deter, c.act, c.norm)
+        return MemorylessCore(self.stoch_size, action, c.deter, c.act, c.norm, c.init)
 
     def _advance(self, state: DMMState, action: Tensor) -> Tensor:  # type: ignore[override]
         return self.core(state.stoch, action)
@@ -100,7 +100,7 @@ class DMMDynamics(_DMM):
 
     def _build_core(self, action: int) -> MemorylessCore:
         c = self.config
-        return MemorylessCore(c.deter, action, c.deter, c.act, c.norm)
+        return MemorylessCore(c.deter, action, c.deter, c.act, c.norm, c.init)
 
     def _advance(self, state: DMMState, action: Tensor) -> Tensor:  # type: ignore[override]
         return self.core(state.memory, action)

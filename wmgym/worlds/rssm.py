@@ -128,7 +128,7 @@ class RSSM(World):
         c = self.config
         if c.cell == "block":
             return BlockCore(self.stoch_size, action, c.deter, c.hidden, c.blocks, c.act, c.norm, c.init)
-        return DenseCore(self.stoch_size, action, c.deter, c.hidden, c.cell == "layernorm", c.act, c.norm)
+        return DenseCore(self.stoch_size, action, c.deter, c.hidden, c.cell == "layernorm", c.act, c.norm, c.init)
 
     def _feature_size(self) -> int:
         return self.config.deter + self.stoch_size

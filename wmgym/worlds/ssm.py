@@ -35,7 +35,7 @@ class SSM(RSSM):
 
     def _build_core(self, action: int) -> MemorylessCore:
         c = self.config
-        return MemorylessCore(self.stoch_size, action, c.deter, c.act, c.norm)
+        return MemorylessCore(self.stoch_size, action, c.deter, c.act, c.norm, c.init)
 
     def _feature_size(self) -> int:
         return self.stoch_size
