@@ -15,52 +15,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from gymnasium import spaces
 
-from agents.base import WorldModelAgent
 from agents.dreamer import flagship_world
-from agents.zoo.agent_files import load_agent
+from agents.zoo.trust import agent_policies
 from wmgym.dataset import record
 from wmgym.fit import fit_world
 
 NOISE = (0.0, 0.1, 0.3, 0.6)
-"""Deviations of what is added to the agent's actions; each gets as many steps as random actions do."""
-
-
-class Noisy:
-    """An agent with Gaussian noise on its continuous actions; of discrete ones a share is random.
-
-    Args:
-        agent: any agent of this project.
-        noise: deviation, or share.
-        seed: of the noise.
-    """
-
-    def __init__(self, agent: WorldModelAgent, noise: float, seed: int) -> None:
-        self.agent, self.noise = agent, noise
-        self._rng = np.random.default_rng(seed)
-
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[Any, Any]:
-        """The agent's action, disturbed."""
-        action, state = self.agent.predict(observation, state, None, deterministic)
-        space = self.agent.action_space
-        if isinstance(space, spaces.Discrete):
-            swapped = self._rng.random() < self.noise
-            return (int(space.start + self._rng.integers(space.n)) if swapped else action), state
-        disturbed = action + self.noise * self._rng.standard_normal(np.shape(action))
-        return np.clip(disturbed, space.low, space.high).astype(space.dtype), state  # type: ignore[attr-defined]
+"""How often the agent slips; each level gets as many steps as random actions do."""
 
 
 def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, seed: int) -> None:
     """Record random actions, and the agent at every level of noise."""
     policies: list[Any] = [None]
     if agent is not None:
-        loaded = load_agent(agent)
-        policies += [Noisy(loaded, noise, seed + level) for level, noise in enumerate(NOISE)]
+        policies += agent_policies(agent, NOISE, seed).values()
     for number, policy in enumerate(policies):
         record(env_id, policy, steps // len(policies), folder, seed=seed + 1000 * number)
 

@@ -97,6 +97,18 @@ def test_noise_takes_over_as_often_as_it_says_and_says_so() -> None:
         NoisyPolicy(ConstantPolicy(BOX), BOX, epsilon=2.0, seed=0)
 
 
+@pytest.mark.parametrize("space", [BOX, spaces.Discrete(3)])
+def test_noise_disturbs_a_single_observations_action_too(space: spaces.Space) -> None:
+    class Fixed:
+        def predict(self, *_: object) -> tuple[np.ndarray, None]:
+            return np.zeros(space.shape, space.dtype), None
+
+    noisy = NoisyPolicy(Fixed(), space, epsilon=0.5, seed=0)
+    actions = np.stack([noisy.predict(np.zeros(2))[0] for _ in range(100)])
+    assert all(space.contains(action) for action in actions)
+    assert len(np.unique(actions, axis=0)) > 1
+
+
 def test_a_policy_of_the_state_ignores_the_picture() -> None:
     policy = Seeing(ConstantPolicy(BOX), ["state"])
     action, _ = policy.predict({"image": np.zeros((3, 8, 8, 3)), "state": np.zeros((3, 2))})

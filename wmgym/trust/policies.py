@@ -151,7 +151,7 @@ class NoisyPolicy:
     def __init__(self, policy: Policy, space: spaces.Space, epsilon: float, seed: int) -> None:
         if not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon is a probability, not {epsilon}.")
-        self.policy, self.epsilon = policy, epsilon
+        self.policy, self.space, self.epsilon = policy, space, epsilon
         self._slips = RandomPolicy(space, seed)
         self._random = np.random.default_rng(seed + 1)
 
@@ -163,12 +163,12 @@ class NoisyPolicy:
         deterministic: bool = False,
     ) -> tuple[np.ndarray, PolicyState]:
         """See `Policy`."""
-        action, state = self.policy.predict(observation, state, episode_start, deterministic)
-        action = np.array(action)
+        chosen, state = self.policy.predict(observation, state, episode_start, deterministic)
+        action = np.array(chosen).reshape(-1, *(self.space.shape or ()))  # one observation alone is a batch too
         slips = self._random.uniform(size=len(action)) < self.epsilon
-        action[slips] = self._slips.predict(observation)[0][slips]
+        action[slips] = in_space(self._slips.at(np.zeros(len(action), np.int64)), self.space)[slips]
         did = getattr(self.policy, "did", None)
-        return action, state if did is None else did(state, action)
+        return action.reshape(np.shape(chosen)), state if did is None else did(state, action)
 
 
 class Seeing:
