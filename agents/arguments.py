@@ -65,6 +65,26 @@ def check_spaces(observation_space: Any, action_space: Any) -> None:
     action_size(action_space)
 
 
+def check_settings_of_ids(agent: Any, env: Any, action_repeat: int | None) -> None:
+    """Refuse settings that only reach environments made from an id, where `env` is one already.
+
+    Raises:
+        ValueError: naming the argument and the way out.
+    """
+    n_envs = env.num_envs if isinstance(env, VecEnv) else 1
+    given = {
+        "observation": agent.observation != "state",
+        "action_repeat": action_repeat is not None,
+        "env_kwargs": bool(agent.env_kwargs),
+        "n_envs": agent.n_envs not in (1, n_envs),
+    }
+    for name in (name for name, is_given in given.items() if is_given):
+        raise ValueError(
+            f"{name} is for environments that are named by an id, and {type(env).__name__} is one already: leave "
+            f"{name} out, or give the id."
+        )
+
+
 def check_numbers(agent: Any) -> None:
     """Refuse settings of a `WorldModelAgent` with which it could not learn; whole numbers become `int`.
 

@@ -20,7 +20,14 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import Tensor, nn
 
-from agents.arguments import POLICY_NAMES, check_env_and_policy, check_numbers, check_room, check_spaces
+from agents.arguments import (
+    POLICY_NAMES,
+    check_env_and_policy,
+    check_numbers,
+    check_room,
+    check_settings_of_ids,
+    check_spaces,
+)
 from agents.collecting import Collecting
 from agents.health import watch
 from agents.interrupt import CONNECTION_LOST, InterruptGuard
@@ -113,7 +120,7 @@ class WorldModelAgent(Collecting):
             self.env_settings = {"id": env, **options}
             env = make_vec(env, n_envs, seed=seed, **options)
         elif env is not None:
-            self._refuse_settings_of_ids(env, action_repeat)
+            check_settings_of_ids(self, env, action_repeat)
         elif _init_setup_model:
             raise ValueError(f"{type(self).__name__} needs an environment: an id, a gymnasium.Env or a VecEnv.")
         if env is not None:
@@ -147,21 +154,6 @@ class WorldModelAgent(Collecting):
         self._metrics: dict[str, list[Tensor]] = defaultdict(list)
         if _init_setup_model:
             self._setup_model()
-
-    def _refuse_settings_of_ids(self, env: GymEnv, action_repeat: int | None) -> None:
-        """Settings that only reach environments made from an id must not be lost silently."""
-        n_envs = env.num_envs if isinstance(env, VecEnv) else 1
-        given = {
-            "observation": self.observation != "state",
-            "action_repeat": action_repeat is not None,
-            "env_kwargs": bool(self.env_kwargs),
-            "n_envs": self.n_envs not in (1, n_envs),
-        }
-        for name in (name for name, is_given in given.items() if is_given):
-            raise ValueError(
-                f"{name} is for environments that are named by an id, and {type(env).__name__} is one already: leave "
-                f"{name} out, or give the id."
-            )
 
     # -- what an algorithm provides ---------------------------------------------------------------------------
 

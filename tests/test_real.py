@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -14,7 +11,6 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import wmgym.real
 from wmgym.real import make_env, make_vec
-from wmgym.rendering import RenderingError
 from wmgym.spaces import SpaceError
 
 WALKER = "dm_control/walker-walk-v0"
@@ -372,33 +368,3 @@ def test_mujoco_4_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wmgym.real.importlib.metadata, "version", lambda name: "4.0.0")
     with pytest.raises(RuntimeError, match=r"mujoco 4.0.0 is installed.*mujoco>=3.17,<4"):
         make_env(WALKER)
-
-
-_WITHOUT_OPENGL = f"""
-from wmgym.real import make_env
-from wmgym.rendering import RenderingError
-env = make_env({WALKER!r}, seed=0)
-env.reset()
-env.step(env.action_space.sample())
-for ask in (env.render, lambda: make_env({WALKER!r}, observation="pixels")):
-    try:
-        ask()
-    except RenderingError as error:
-        print(error)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="EGL is Linux's")
-def test_without_opengl_states_work_and_pixels_say_what_to_install() -> None:
-    environment = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "DISPLAY")}
-    environment["__EGL_VENDOR_LIBRARY_FILENAMES"] = "/no/such/driver"  # libEGL without a driver
-    result = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_OPENGL], env=environment, capture_output=True, text=True, check=True
-    )
-    lines = result.stdout.splitlines()
-    assert len(lines) == 2
-    assert all("apt-get install libegl1 libgl1 libgl1-mesa-dri" in line for line in lines)
-
-
-def test_rendering_error_is_a_runtime_error() -> None:
-    assert issubclass(RenderingError, RuntimeError)

@@ -182,13 +182,6 @@ def test_a_state_is_untouched_by_later_steps() -> None:
     assert not (state.counters - 1).any()
 
 
-def test_set_state_of_another_size_is_refused() -> None:
-    dreams, others = DreamVectorEnv(2, toy_model()), DreamVectorEnv(3, toy_model())
-    others.reset(seed=0)
-    with pytest.raises(ValueError, match="of 2 environments"):
-        dreams.set_state(others.get_state())
-
-
 # -- ends and new beginnings ----------------------------------------------------------------------------------
 
 

@@ -126,3 +126,10 @@ def test_no_first_steps_among_the_starts() -> None:
     with pytest.raises(ValueError, match="use start='any'"):
         DreamVectorEnv(1, as_model(world, starts)).reset()
     DreamVectorEnv(1, as_model(world, starts), start="any").reset()
+
+
+def test_set_state_of_another_size_is_refused() -> None:
+    dreams, others = DreamVectorEnv(2, toy_model()), DreamVectorEnv(3, toy_model())
+    others.reset(seed=0)
+    with pytest.raises(ValueError, match="of 2 environments"):
+        dreams.set_state(others.get_state())
