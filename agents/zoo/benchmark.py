@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from agents.zoo.dream_tables import dream_section, read_dreams
 from agents.zoo.published import read_published
 from agents.zoo.results import result_path
 from agents.zoo.suites import Run, Suite, read_suites
@@ -130,7 +131,8 @@ class Benchmark:
 def write_tables(results: str | Path, page: str | Path, overviews: Sequence[str | Path]) -> None:
     """Write the benchmark's page, and the overview between the markers of other pages."""
     files = read_files(results)
-    Path(page).write_text(benchmark_page(files, read_suites().values(), read_published()))
+    benchmark = benchmark_page(files, read_suites().values(), read_published())
+    Path(page).write_text(f"{benchmark}\n{dream_section(read_dreams(results))}\n")
     for path in overviews:
         put_between_markers(path, overview(group(files.values())))
 

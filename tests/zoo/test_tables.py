@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from agents.zoo.benchmark import write_tables
+from agents.zoo.dream_tables import dream_section, read_dreams
 from agents.zoo.plot import interquartile_mean, plot_curves, plot_suite, scores_of
 from agents.zoo.published import Published, methods, published_mean, read_published
 from agents.zoo.suites import Suite, read_suites
@@ -55,6 +56,7 @@ PARTLY = [
 def test_the_committed_tables_are_what_the_result_files_give() -> None:
     files = read_files(ROOT / "zoo_configs/results")
     page = benchmark_page(files, read_suites().values(), read_published())
+    page += f"\n{dream_section(read_dreams(ROOT / 'zoo_configs/results'))}\n"
     again = "run: python -m agents.zoo benchmark --table"
     assert (ROOT / "zoo_configs/BENCHMARK.md").read_text() == page, again
     for name in ("README.md", "docs/results.md"):
@@ -172,3 +174,31 @@ def test_plots_are_pictures_and_the_same_each_time(tmp_path: Path) -> None:
 def test_without_results_there_is_no_aggregate(tmp_path: Path) -> None:
     assert plot_suite(tmp_path / "suite", SUITE, group(PARTLY), PUBLISHED) == []
     assert methods(PUBLISHED, "pixels") == ["Seeing"]
+
+
+# -- trained in a dream ---------------------------------------------------------------------------------------
+
+
+def dreamt(seed: int, real: float, **more: Any) -> dict:
+    return {
+        "algo": "ppo", "preset": "dreamer", "env_id": "A-v0", "seed": seed, "complete": True, "dream_steps": [0, 5000],
+        "return_mean": [1.0, real], "dream_return_mean": [2.0, 500.0], "wall_clock_s": 120.0,
+        "teacher_return_mean": 400.0, **more,
+    }  # fmt: skip
+
+
+def test_dream_trained_agents_stand_beside_the_worlds_own() -> None:
+    runs = [dreamt(0, 300.0), dreamt(1, 340.0), dreamt(2, 0.0, complete=False), dreamt(3, 0.0, error="x")]
+    alone = dreamt(0, 50.0, preset="offline")
+    del alone["teacher_return_mean"]
+    section = dream_section({Path(str(number)): run for number, run in enumerate([*runs, alone])})
+    assert "| A | dreamer | ppo | 5,000 | 320 ± 20 (2) | 500 ± 0 (2) | 400 | 80% | 2 |" in section
+    assert "| A | offline | ppo | 5,000 | 50 (1) | 500 (1) | - | - | 2 |" in section
+
+
+def test_dream_results_lie_a_folder_deeper_and_are_no_runs_in_reality(tmp_path: Path) -> None:
+    path = tmp_path / "dream" / "ppo" / "A-v0" / "dreamer-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(dreamt(0, 300.0)))
+    assert list(read_dreams(tmp_path)) == [path.relative_to(tmp_path)]
+    assert not read_files(tmp_path)

@@ -1,0 +1,61 @@
+"""The table of agents that were trained in a frozen dream alone, made from their result files and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from agents.zoo.tables import Group, Result, markdown, task_name
+
+INTRO = """## Trained in a frozen dream
+
+By `python -m agents.zoo.dream_training`: no real step is taken but to evaluate. Mean over seeds ± their deviation
+(number of seeds) of the last evaluation, 10 episodes each; the world's own agent is evaluated in the same episodes. The
+dream's return is what the world predicts for the same agents: by what it exceeds the real one, they fool themselves."""
+
+
+def read_dreams(root: str | Path) -> dict[Path, Result]:
+    """Every result of training in a dream below `root`, by its path from there."""
+    paths = sorted(Path(root).glob("dream/*/*/*.json"))
+    return {path.relative_to(root): json.loads(path.read_text()) for path in paths}
+
+
+def dream_section(files: Mapping[Path, Result]) -> str:
+    """A line a task, world and agent; runs that failed or are not complete are left out.
+
+    Args:
+        files: result files, by path.
+    """
+    groups: dict[Group, list[Result]] = defaultdict(list)
+    for run in files.values():
+        if run["complete"] and "error" not in run:
+            groups[Group(run["env_id"], run["algo"], run["preset"])].append(run)
+    header = ["task", "world of", "agent", "dreamt steps", "real return", "dream return", "world's own agent"]
+    header += ["share of it", "minutes a run"]
+    return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
+
+
+def _row(key: Group, runs: Sequence[Result]) -> list[str]:
+    real = _over_seeds([run["return_mean"][-1] for run in runs])
+    dreamt = _over_seeds([run["dream_return_mean"][-1] for run in runs])
+    steps = ", ".join(f"{steps:,}" for steps in sorted({run["dream_steps"][-1] for run in runs}))
+    minutes = f"{np.mean([run['wall_clock_s'] for run in runs]) / 60:.0f}"
+    return [task_name(key.env_id), key.preset, key.algo, steps, real, dreamt, *_beside_teacher(runs), minutes]
+
+
+def _over_seeds(returns: Sequence[float]) -> str:
+    spread = f" ± {np.std(returns):.0f}" if len(returns) > 1 else ""
+    return f"{np.mean(returns):.0f}{spread} ({len(returns)})"
+
+
+def _beside_teacher(runs: Sequence[Result]) -> list[str]:
+    """The return of the agent that the world is from, and the share of it that these have; a world alone has none."""
+    if any("teacher_return_mean" not in run for run in runs):
+        return ["-", "-"]
+    teacher = np.mean([run["teacher_return_mean"] for run in runs])
+    share = np.mean([run["return_mean"][-1] for run in runs]) / teacher
+    return [f"{teacher:.0f}", f"{share:.0%}"]
