@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,7 @@ def check_numbers(agent: Any) -> None:
     least |= {"gradient_steps": 1, "n_envs": 1, "stats_window_size": 1, "max_skipped_updates": 1}
     if agent.train_freq is not None:
         least["train_freq"] = 1
-    for name, minimum in least.items():
-        setattr(agent, name, _whole(name, getattr(agent, name), minimum))
+    check_whole(agent, least)
     if not (_is_number(agent.train_ratio) and 0 < agent.train_ratio < math.inf):
         raise ValueError(
             f"train_ratio must be a number above 0 (replayed steps per decision), not {agent.train_ratio!r}."
@@ -123,14 +123,47 @@ def check_room(agent: Any) -> None:
         )
 
 
+def check_whole(agent: Any, least: dict[str, int]) -> None:
+    """Refuse attributes of `agent` that are no whole numbers of at least so much; those that are become `int`.
+
+    Raises:
+        ValueError: naming the argument, its value, and what it may be.
+    """
+    for name, minimum in least.items():
+        value = getattr(agent, name)
+        if not _is_number(value) or not math.isfinite(value) or value < minimum or value % 1:
+            raise ValueError(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
+        setattr(agent, name, int(value))
+
+
+def check_range(agent: Any, names: Iterable[str], low: float = 0.0, high: float = math.inf) -> None:
+    """Refuse attributes of `agent` that are no numbers from `low` to `high`, or not finite.
+
+    Raises:
+        ValueError: naming the argument, its value, and what it may be.
+    """
+    for name in names:
+        value = getattr(agent, name)
+        if not (_is_number(value) and low <= value <= high and math.isfinite(value)):
+            most = f" and at most {high:g}" if math.isfinite(high) else ""
+            raise ValueError(f"{name} must be a number, at least {low:g}{most}, not {value!r}.")
+
+
+def check_choices(agent: Any, choices: dict[str, Iterable[str]]) -> None:
+    """Refuse attributes of `agent` that are none of their choices.
+
+    Raises:
+        ValueError: naming the argument, its value and the choices.
+    """
+    for name, known in choices.items():
+        if getattr(agent, name) not in known:
+            raise ValueError(
+                f"{name}={getattr(agent, name)!r} is unknown: choose one of {', '.join(map(repr, known))}."
+            )
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _whole(name: str, value: Any, minimum: int) -> int:
-    if not _is_number(value) or not math.isfinite(value) or value < minimum or value % 1:
-        raise ValueError(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
-    return int(value)
 
 
 def _check_rate(rate: Any) -> None:

@@ -16,7 +16,7 @@ settings are `DreamerV1`, `DreamerV2` and `DreamerV3` in the files beside this o
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from gymnasium import spaces
@@ -25,6 +25,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
+from agents.arguments import check_choices, check_range, check_whole
 from agents.base import WorldModelAgent
 from agents.imagination import (
     ReturnRange,
@@ -114,12 +115,14 @@ class Dreamer(WorldModelAgent):
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.picture_share, self.picture_scale = picture_share, picture_scale
+        check_whole(self, dict.fromkeys(("deter", "stoch", "units", "depth"), 1))
         self.world_config = world_config or flagship_world(deter, stoch, units, depth, picture_share, picture_scale)
         self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
         self.horizon, self.imagine_starts = horizon, imagine_starts
         self.gamma, self.lam, self.actor_gradient = gamma, lam, actor_gradient
         self.entropy_scale, self.exploration_noise = entropy_scale, exploration_noise
         self.slow_rate, self.clip, self.dream_precision = slow_rate, clip, dream_precision
+        self._check_behaviour()
         super().__init__(
             env,
             policy,
@@ -130,6 +133,12 @@ class Dreamer(WorldModelAgent):
             learning_starts=learning_starts,
             **options,
         )
+
+    def _check_behaviour(self) -> None:
+        check_whole(self, {"horizon": 1} | ({} if self.imagine_starts is None else {"imagine_starts": 1}))
+        check_range(self, ("gamma", "lam", "slow_rate", "picture_share"), high=1.0)
+        check_range(self, ("actor_learning_rate", "critic_learning_rate", "entropy_scale", "exploration_noise", "clip"))
+        check_choices(self, {"actor_gradient": get_args(ActorGradient), "dream_precision": ("float32", "bfloat16")})
 
     # -- networks ---------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 
+from agents.arguments import check_choices, check_whole
 from agents.base import WorldModelAgent
 from agents.plannable import plannable
 from agents.planners import CEM, PLANNERS, Planner, shifted
@@ -168,12 +169,10 @@ class PlaNet(WorldModelAgent):
         clip: float = 1000.0,
         **options: Any,
     ) -> None:
-        _check_choice("dynamics", dynamics, DYNAMICS)
-        _check_choice("planner", planner, PLANNERS)
-        _check_count("seed_episodes", seed_episodes, 0)
-        _check_count("updates_per_episode", 1 if updates_per_episode is None else updates_per_episode, 1)
         self.dynamics, self.planner = dynamics, planner
+        check_choices(self, {"dynamics": DYNAMICS, "planner": PLANNERS})
         self.seed_episodes, self.updates_per_episode = seed_episodes, updates_per_episode
+        check_whole(self, {"seed_episodes": 0} | ({} if updates_per_episode is None else {"updates_per_episode": 1}))
         self.exploration_noise, self.clip = exploration_noise, clip
         self.horizon, self.candidates, self.elites = horizon, candidates, elites
         self.iterations, self.warm_start = iterations, warm_start
@@ -281,13 +280,3 @@ def _search(name: str, horizon: int, candidates: int, elites: int, iterations: i
     if issubclass(kind, CEM):
         settings["elites"] = elites
     return kind(**settings)
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number, {least} or more, not {value!r}.")
-
-
-def _check_choice(name: str, value: str, choices: dict[str, Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}.")

@@ -20,6 +20,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from agents.arguments import check_choices, check_range, check_whole
 from agents.controllers import Controller
 from agents.evolution import Evolution
 from agents.imagination import matmul_precision
@@ -166,18 +167,11 @@ class WorldModels(StagedAgent):
         )
 
     def _check_own_arguments(self) -> None:
-        for name, choices in (("train_in", ("dream", "real")), ("ends", ("sample", "threshold", "never"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {choices}.")
+        check_choices(self, {"train_in": ("dream", "real"), "ends": ("sample", "threshold", "never")})
         least = dict.fromkeys(("vision_batch", "iterations", "rollouts", "dream_horizon", "hold", "evaluate_every"), 1)
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < minimum:
-                raise ValueError(f"{name} must be a whole number, {minimum} or more, not {value!r}.")
-        for name in ("temperature", "exploration_noise", "sigma"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}.")
+        check_whole(self, least)
+        check_range(self, ("temperature", "exploration_noise", "sigma"))
 
     # -- networks ---------------------------------------------------------------------------------------------
 

@@ -267,7 +267,7 @@ def test_pictures_are_seen_by_convolutions(needs_rendering: None) -> None:
         ({"ends": "maybe"}, "ends='maybe'"),
         ({"population": 1}, "population must be"),
         ({"generations": 2.5}, "generations must be"),
-        ({"temperature": -1.0}, "temperature must be 0 or more"),
+        ({"temperature": -1.0}, "temperature must be a number, at least 0"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(wrong: dict[str, Any], says: str) -> None:
