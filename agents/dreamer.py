@@ -16,6 +16,7 @@ settings are `DreamerV1`, `DreamerV2` and `DreamerV3` in the files beside this o
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -60,7 +61,9 @@ class Dreamer(WorldModelAgent):
         depth: width of the picture networks, when there are pictures (`CoderConfig.depth`).
         picture_share: share of the frames that each update reconstructs.
         picture_scale: weight of their squared error.
-        world_config: a whole world configuration, instead of the six above.
+        ensemble: predictors (2 or more) whose disagreement tells what the world does not know; 0: none. They learn
+            beside the world and cost little.
+        world_config: a whole world configuration, instead of `deter` to `picture_scale`.
         horizon: imagined steps.
         imagine_starts: how many of a batch's posterior states dreams start from; None: all.
         gamma: discount per decision.
@@ -100,6 +103,7 @@ class Dreamer(WorldModelAgent):
         depth: int = 16,
         picture_share: float = 0.25,
         picture_scale: float = 1.0,
+        ensemble: int = 0,
         world_config: RSSMConfig | None = None,
         horizon: int = 12,
         imagine_starts: int | None = 128,
@@ -114,9 +118,10 @@ class Dreamer(WorldModelAgent):
         **options: Any,
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
-        self.picture_share, self.picture_scale = picture_share, picture_scale
-        check_whole(self, dict.fromkeys(("deter", "stoch", "units", "depth"), 1))
-        self.world_config = world_config or flagship_world(deter, stoch, units, depth, picture_share, picture_scale)
+        self.picture_share, self.picture_scale, self.ensemble = picture_share, picture_scale, ensemble
+        check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0})
+        config = world_config or flagship_world(deter, stoch, units, depth, picture_share, picture_scale)
+        self.world_config = replace(config, ensemble=self.ensemble) if self.ensemble else config
         self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
         self.horizon, self.imagine_starts = horizon, imagine_starts
         self.gamma, self.lam, self.actor_gradient = gamma, lam, actor_gradient

@@ -78,7 +78,7 @@ def sequences(space: spaces.Dict = VECTORS, length: int = LENGTH, size: int = BA
     )
 
 
-def part(batch: SequenceBatch, time: slice, rows: slice = slice(None)) -> SequenceBatch:
+def part(batch: SequenceBatch, time: slice, rows: slice | Tensor = slice(None)) -> SequenceBatch:
     """A cut of `batch`."""
     return SequenceBatch(
         {key: value[time, rows] for key, value in batch.observation.items()},

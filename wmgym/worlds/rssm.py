@@ -347,11 +347,20 @@ class RSSM(World):
         }
 
     def _ensemble_loss(self, features: Tensor, batch: SequenceBatch, posterior: Latent) -> dict[str, Tensor]:
-        """Each head predicts the next posterior's mean from features and action; it never shapes the state."""
+        """Each head predicts the next posterior's mean from features and action; it never shapes the state.
+
+        A head learns from steps of its own, every n-th of the batch for n heads: together they cost what one would that
+        learnt from all, and they agree only on what is known well.
+        """
         if not self.ensemble or len(features) == 1:  # a single step has no next one
             return {}
-        inputs = torch.cat([features[:-1].detach(), batch.action[1:]], -1)
-        target = posterior.log_probs.exp().flatten(-2) if isinstance(posterior, Categoricals) else posterior.mean
-        valid = (~batch.is_first[1:]).to(features.dtype)
-        errors = [(head(inputs) - target[1:].detach()).square().mean(-1) * valid for head in self.ensemble]
-        return {"ensemble": torch.stack(errors).sum(0)}
+        inputs = torch.cat([features[:-1].detach(), batch.action[1:]], -1).flatten(0, 1)
+        mean = posterior.log_probs.exp().flatten(-2) if isinstance(posterior, Categoricals) else posterior.mean
+        target = mean[1:].detach().flatten(0, 1)
+        valid = (~batch.is_first[1:]).to(features.dtype).flatten()
+        stride = min(len(self.ensemble), len(inputs))
+        errors = []
+        for number, head in enumerate(self.ensemble):
+            own = slice(number % stride, None, stride)
+            errors.append(((head(inputs[own]) - target[own]).square().mean(-1) * valid[own]).mean())
+        return {"ensemble": torch.stack(errors).sum()}
