@@ -70,6 +70,7 @@ def test_a_file_is_held_once(tmp_path: Path) -> None:
 _MANY = """
 import resource
 import numpy as np, torch
+from gymnasium import spaces
 from agents.dreamer_v3 import v3_world
 from wmgym.dream import DreamVectorEnv, StartStates, as_model
 from wmgym.worlds.rssm import RSSM
@@ -90,5 +91,5 @@ print(sum(p.numel() for p in world.parameters()), resource.getrusage(resource.RU
 def test_4096_dreams_of_a_large_world_with_pictures_fit_in_4_gib() -> None:
     run = subprocess.run([sys.executable, "-c", _MANY], capture_output=True, text=True, check=True)
     parameters, kibibytes = map(int, run.stdout.split())
-    assert parameters > 9e6
+    assert parameters > 8e6  # the world of the size 12m, whose agent has 10.5 million with actor and critic
     assert kibibytes * 1024 < 4 * 2**30
