@@ -25,7 +25,7 @@ from agents.arguments import passed_on
 from agents.dreamer import Dreamer
 from agents.imagination import Rollout, frozen, lambda_returns, reach_weights
 from agents.policy import WorldModelPolicy
-from wmgym.nets.coders import CoderConfig
+from wmgym.nets.coders import normal_coder
 from wmgym.worlds.base import SequenceBatch, World
 from wmgym.worlds.rssm import RSSM, HeadConfig, RSSMConfig
 
@@ -170,17 +170,7 @@ def predicted_discounts(world: RSSM, features: Tensor, gamma: float) -> Tensor:
 
 def v1_world(deter: int, stoch: int, units: int, depth: int, gamma: float, pcont: bool, **scales: float) -> RSSMConfig:
     """DreamerV1's world at the given sizes, with further fields of its configuration."""
-    coder = CoderConfig(
-        units=units,
-        layers=2,
-        act="elu",
-        norm="none",
-        init="glorot",
-        symlog=False,
-        likelihood="normal",
-        depth=depth,
-        image_act="relu",
-    )
+    coder = normal_coder(units, 2, "elu", depth)
     return RSSMConfig(
         latent="gaussian",
         stoch=stoch,

@@ -27,7 +27,7 @@ from agents.dreamer import ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
 from agents.imagination import Rollout, frozen, lambda_returns, matmul_precision, policy_objective, reach_weights
 from agents.policy import WorldModelPolicy
-from wmgym.nets.coders import CoderConfig
+from wmgym.nets.coders import normal_coder
 from wmgym.worlds.base import SequenceBatch, State, World, detach_state, flatten_state, index_state, map_state
 from wmgym.worlds.rssm import RSSM, HeadConfig, RSSMConfig
 
@@ -198,17 +198,7 @@ def v2_world(
     deter: int, stoch: int, classes: int, units: int, depth: int, gamma: float, pcont: bool, **scales: float
 ) -> RSSMConfig:
     """DreamerV2's world at the given sizes, with further fields of its configuration."""
-    coder = CoderConfig(
-        units=units,
-        layers=4,
-        act="elu",
-        norm="none",
-        init="glorot",
-        symlog=False,
-        likelihood="normal",
-        depth=depth,
-        image_act="elu",
-    )
+    coder = normal_coder(units, 4, "elu", depth, image_act="elu")
     return RSSMConfig(
         latent="categorical",
         stoch=stoch,

@@ -25,7 +25,7 @@ from agents.base import WorldModelAgent
 from agents.plannable import plannable
 from agents.planners import CEM, PLANNERS, Planner, shifted
 from agents.policy import Carry, WorldModelPolicy
-from wmgym.nets.coders import CoderConfig
+from wmgym.nets.coders import normal_coder
 from wmgym.random import Noise, TorchNoise
 from wmgym.worlds.base import Observation, SequenceBatch, State, World, detach_state
 from wmgym.worlds.config import HeadConfig, RSSMConfig
@@ -196,16 +196,7 @@ class PlaNet(WorldModelAgent):
     # -- networks ---------------------------------------------------------------------------------------------
 
     def _paper_world(self) -> RSSMConfig:
-        coder = CoderConfig(
-            units=self.units,
-            layers=2,
-            act="relu",
-            norm="none",
-            init="glorot",
-            symlog=False,
-            likelihood="normal",
-            depth=self.depth,
-        )
+        coder = normal_coder(self.units, 2, "relu", self.depth)
         return RSSMConfig(
             stoch=self.stoch,
             deter=self.deter,

@@ -77,6 +77,26 @@ class CoderConfig:
     squash: bool = False
 
 
+def normal_coder(units: int, layers: int, act: Activation, depth: int, image_act: Activation = "relu") -> CoderConfig:
+    """What PlaNet, DreamerV1 and V2 have in common: no normalisation, Glorot's weights, Normal likelihoods.
+
+    Example:
+        >>> normal_coder(units=400, layers=2, act="elu", depth=32).likelihood
+        'normal'
+    """
+    return CoderConfig(
+        units=units,
+        layers=layers,
+        act=act,
+        norm="none",
+        init="glorot",
+        symlog=False,
+        likelihood="normal",
+        depth=depth,
+        image_act=image_act,
+    )
+
+
 class Encoder(nn.Module):
     """One vector for every observation.
 
