@@ -2,6 +2,7 @@
 
     python -m benchmarks.dream                # writes benchmarks/results/dream.json and its section of RESULTS.md
     python -m benchmarks.dream --threads 1 4 --seconds 3
+    python -m benchmarks.dream --device cuda --dreams 4096 65536
 
 Everything is measured in one process, one after the other. Rates are decisions a second of processor time for one
 thread (what other programs take of the machine then counts for little), of the wall clock for more.
@@ -11,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import itertools
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.dreamer import flagship_world
-from agents.zoo.results import describe_commit, describe_machine
+from benchmarks.report import facts, markdown, save
 from wmgym.dream import DreamEnv, DreamModel, DreamVectorEnv, StartStates, as_model
-from wmgym.files import atomic_writer
 from wmgym.real import make_env
 from wmgym.rendering import RenderingError
 from wmgym.worlds.rssm import RSSM
 
 ENV = "dm_control/walker-walk-v0"
 SIZES = (1, 16, 256, 1024, 4096)
-FOLDER = Path(__file__).parent
-BEGIN, END = "<!-- dream: made by python -m benchmarks.dream -->", "<!-- end of dream -->"
+CLOCKS = "One thread: a second of processor time. More threads, and GPUs: a second of the wall clock."
 
 
 @dataclasses.dataclass
@@ -45,14 +43,16 @@ class Clock:
     Attributes:
         threads: of torch; 1 is timed by the processor's clock, more by the wall clock.
         seconds: that each measurement takes at least.
+        device: what works; a GPU is timed by the wall clock.
     """
 
     threads: int
     seconds: float
+    device: str = "cpu"
 
     def rate(self, step: Callable[[], Any], decisions: int) -> float:
         """How often a second, when each `step` makes so many `decisions`."""
-        now = time.process_time if self.threads == 1 else time.perf_counter
+        now = time.process_time if self.threads == 1 and self.device == "cpu" else self._now
         torch.set_num_threads(self.threads)
         step()
         begun, steps = now(), 0
@@ -61,17 +61,22 @@ class Clock:
             steps += 1
         return steps * decisions / (now() - begun)
 
+    def _now(self) -> float:
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
 
 # -- what is measured -----------------------------------------------------------------------------------------
 
 
-def make_model(pixels: bool) -> DreamModel:
+def make_model(pixels: bool, device: str = "cpu") -> DreamModel:
     """An untrained world of the flagship's size; how fast it is does not depend on what it has learnt."""
     torch.manual_seed(0)
     box = spaces.Box(0, 255, (64, 64, 3), np.uint8) if pixels else spaces.Box(-np.inf, np.inf, (24,), np.float32)
     action = spaces.Box(-1, 1, (6,), np.float32)
     config = flagship_world(deter=200, stoch=30, units=200, depth=16, picture_share=1.0)
-    world = RSSM(box, action, config).eval().requires_grad_(False)
+    world = RSSM(box, action, config).eval().requires_grad_(False).to(device)
     return as_model(world, StartStates(world.initial(1), torch.tensor([True])))
 
 
@@ -96,11 +101,19 @@ def dummy_step(model: DreamModel, count: int) -> Callable[[], Any]:
     return lambda: env.step(actions)
 
 
-def dream_step(model: DreamModel, count: int, observation: Any) -> Callable[[], Any]:
-    """One decision of many dreams at once, as a user of Gymnasium makes it."""
-    dreams = DreamVectorEnv(count, model, observation=observation, termination="never")
+def dream_step(model: DreamModel, count: int, observation: Any, compiled: bool) -> Callable[[], Any]:
+    """One decision of many dreams at once: as a user of Gymnasium makes it, or on a GPU one who stays there."""
+    device = model.world.device.type
+    output: Any = "numpy" if device == "cpu" else "torch"
+    dreams = DreamVectorEnv(
+        count, model, observation=observation, termination="never", compiled=compiled, output=output
+    )
     dreams.reset(seed=0)
     actions = dreams.action_space.sample()
+    if device != "cpu":
+        actions = torch.as_tensor(actions, device=device)
+    for _ in range(3 if compiled else 0):  # compiled at the first, captured as a graph at the second
+        dreams.step(actions)
     return lambda: dreams.step(actions)
 
 
@@ -116,7 +129,7 @@ def flops(model: DreamModel, observation: str) -> float:
 
 def matrix_rate(clock: Clock, size: int = 1024) -> float:
     """Floating-point operations a second of a product of two square float32 matrices."""
-    a, b = torch.randn(2, size, size)
+    a, b = torch.randn(2, size, size, device=clock.device)
     return clock.rate(lambda: a @ b, 2 * size**3)
 
 
@@ -135,31 +148,33 @@ def measure_real(clock: Clock) -> dict[str, float]:
 
 
 def measure_dreams(clock: Clock, pixels: bool, sizes: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Rates of dreams of one world, with the arithmetic floor beside each."""
-    model = make_model(pixels)
+    """Rates of dreams of one world, plain and compiled, with the arithmetic floor beside each."""
+    model = make_model(pixels, clock.device)
     rate = matrix_rate(clock)
     what = "pixels" if pixels else "state"
     rows: list[dict[str, Any]] = []
-    for observation in ("latent", "decoded"):
+    for observation, compiled in itertools.product(("latent", "decoded"), (False, True)):
         floor = rate / flops(model, observation)
         for count in sizes:
-            measured = clock.rate(dream_step(model, count, observation), count)
+            measured = clock.rate(dream_step(model, count, observation, compiled), count)
             rows.append(
                 {"world": what, "observation": observation, "dreams": count, "threads": clock.threads,
+                 "device": clock.device, "compiled": compiled,
                  "rate": measured, "floor": floor, "times_the_floor": floor / measured}
             )  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
     rows.append(
         {"world": what, "observation": "decoded", "dreams": 16, "threads": clock.threads, "dummy": True,
-         "rate": clock.rate(dummy_step(model, 16), 16)}
+         "device": clock.device, "compiled": False, "rate": clock.rate(dummy_step(model, 16), 16)}
     )  # fmt: skip
     return rows
 
 
 def ratios(real: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """What the dreams are compared with, one thread: as many times as fast."""
-    best = {(row["world"], row["observation"]): row["rate"] for row in rows if row["dreams"] == 1024}
-    dummy = {row["world"]: row["rate"] for row in rows if row.get("dummy")}
+    """What the dreams are compared with, uncompiled and one thread: as many times as fast."""
+    plain = [row for row in rows if row["threads"] == 1 and not row["compiled"]]
+    best = {(row["world"], row["observation"]): row["rate"] for row in plain if row["dreams"] == 1024}
+    dummy = {row["world"]: row["rate"] for row in plain if row.get("dummy")}
     found = {}
     for world in ("state", "pixels"):
         found[f"1024 dreams, {world} decoded, over DummyVecEnv of 16"] = best[world, "decoded"] / dummy[world]
@@ -173,55 +188,40 @@ def ratios(real: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, floa
 
 def table(result: dict[str, Any]) -> str:
     """The result in Markdown."""
-    lines = [
-        f"{result['env_id']}; a world of the flagship's size ({result['parameters']:,} parameters); "
-        f"{result['machine']}; commit {result['commit']}. `{result['command']}`. {result['clock']}",
-        "",
-        "| | dreams | threads | decisions a second | of the floor |",
-        "|---|---|---|---|---|",
-        *(f"| {name} | - | - | {rate:,.0f} | - |" for name, rate in result["real"].items()),
-    ]
+    rows: list[list[Any]] = [[name, "-", "-", f"{rate:,.0f}", "-"] for name, rate in result["real"].items()]
     for row in result["dreams"]:
-        name = f"{row['world']}, {row['observation']}" + (", DummyVecEnv of single dreams" if row.get("dummy") else "")
+        name = f"{row['world']}, {row['observation']}"
+        name += ", DummyVecEnv of single dreams" if row.get("dummy") else ", compiled" if row["compiled"] else ""
         share = f"1 / {row['times_the_floor']:.1f}" if "times_the_floor" in row else "-"
-        lines.append(f"| {name} | {row['dreams']} | {row['threads']} | {row['rate']:,.0f} | {share} |")
-    lines += ["", "| comparison, one thread | times as fast |", "|---|---|"]
-    lines += [f"| {name} | {value:,.1f} |" for name, value in result["ratios"].items()]
-    return "\n".join(lines)
+        where = row["threads"] if row["device"] == "cpu" else row["device"]
+        rows.append([name, row["dreams"], where, f"{row['rate']:,.0f}", share])
+    compared = [[name, f"{value:,.1f}"] for name, value in result["ratios"].items()]
+    return "\n\n".join(
+        [
+            f"{result['env_id']}; a world of the flagship's size ({result['parameters']:,} parameters). {CLOCKS}",
+            markdown(["", "dreams", "threads", "decisions a second", "of the floor"], rows),
+            markdown(["comparison, one thread, not compiled", "times as fast"], compared),
+        ]
+    )
 
 
-def write(result: dict[str, Any]) -> None:
-    """The result as JSON, and its section of RESULTS.md."""
-    path = FOLDER / "results" / "dream.json"
-    path.parent.mkdir(exist_ok=True)
-    with atomic_writer(path) as file:
-        file.write((json.dumps(result, indent=1) + "\n").encode())
-    page = FOLDER / "RESULTS.md"
-    text = page.read_text() if page.exists() else "# Benchmarks\n"
-    if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n## Dreams\n\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{table(result)}\n\n{END}{rest.split(END)[1]}")
-
-
-def run(threads: tuple[int, ...], seconds: float, sizes: tuple[int, ...]) -> dict[str, Any]:
+def run(threads: tuple[int, ...], seconds: float, sizes: tuple[int, ...], device: str) -> dict[str, Any]:
     """Measure everything."""
-    one = Clock(1, seconds)
-    real = measure_real(one)
-    rows = [row for world in (False, True) for row in measure_dreams(one, world, sizes)]
-    for count in threads:
+    result = facts()
+    clock = Clock(1, seconds, device)
+    real = measure_real(Clock(1, seconds))
+    rows = [row for world in (False, True) for row in measure_dreams(clock, world, sizes)]
+    for count in threads if device == "cpu" else ():
         if count > 1:
             rows += measure_dreams(Clock(count, seconds), False, sizes)
     return {
+        **result,
         "env_id": ENV,
         "parameters": sum(parameter.numel() for parameter in make_model(False).world.parameters()),
-        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-        "commit": describe_commit(),
-        "machine": describe_machine(),
-        "clock": "One thread: a second of processor time. More: a second of the wall clock.",
+        "clock": CLOCKS,
         "real": real,
         "dreams": rows,
-        "ratios": ratios(real, [row for row in rows if row["threads"] == 1]),
+        "ratios": ratios(real, rows),
     }
 
 
@@ -231,10 +231,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--dreams", type=int, nargs="+", default=list(SIZES), help="how many at once; 1024 among them")
+    parser.add_argument("--device", default="cpu", help="where dreams are dreamt")
     args = parser.parse_args(arguments)
-    result = run(tuple(args.threads), args.seconds, tuple(sorted({*args.dreams, 1024})))
-    write(result)
-    print(table(result))
+    result = run(tuple(args.threads), args.seconds, tuple(sorted({*args.dreams, 1024})), args.device)
+    text = table(result)
+    save("dream" if args.device == "cpu" else "dream_gpu", "Dreams", result, text)
+    print(text)
     return 0
 
 

@@ -33,7 +33,8 @@ def held_bytes() -> int:
     storages = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in gc.get_objects()
-        if issubclass(type(tensor), torch.Tensor) and tensor.layout == torch.strided  # others have no storage
+        # Sparse tensors, and those that compilers trace with, have no storage.
+        if type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.layout == torch.strided
     }
     return sum(storages.values())
 

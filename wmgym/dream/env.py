@@ -60,6 +60,7 @@ class DreamEnv(gym.Env[Any, Any]):
         halt_reward: float = 0.0,
         seed: int | None = None,
         device: str | torch.device | None = None,
+        compiled: bool | None = None,
         output: Output = "numpy",
         render_mode: str | None = None,
     ) -> None:
@@ -77,6 +78,7 @@ class DreamEnv(gym.Env[Any, Any]):
             halt_reward=halt_reward,
             seed=seed,
             device=device,
+            compiled=compiled,
             output=output,
             autoreset_mode=AutoresetMode.DISABLED,
             render_mode=render_mode,

@@ -14,11 +14,12 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from wmgym.dream.convert import ActionConverter, ObservationConverter, latent_space, put_rows, row_of, to_arrays
-from wmgym.dream.ends import Caution, Outcomes, Termination, horizon_of, outcomes_of
-from wmgym.dream.frames import decode, render_frames
+from wmgym.dream.ends import Caution, Outcomes, Termination, horizon_of
+from wmgym.dream.frames import render_frames
 from wmgym.dream.model import ModelLike, resolve_model
 from wmgym.dream.resets import Beginnings, read_options
 from wmgym.dream.starts import StartPolicy
+from wmgym.dream.steps import Manner, Stepper
 from wmgym.dream.streams import DreamStreams, Seeds, listed_seeds
 from wmgym.worlds.base import State, index_state, map_state
 
@@ -62,6 +63,8 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         halt_reward: the reward of a step that is so ended.
         seed: of the first `reset` that gets none.
         device: where a checkpoint is loaded to, None: the CPU. A live world stays where it is.
+        compiled: whether steps are compiled by torch, which takes half a minute and is paid back by long runs; on a
+            GPU they are then replayed as CUDA graphs. None: on a GPU.
         output: `"numpy"` gives fresh arrays; `"torch"` gives tensors on the world's device, not copied: what is
             written into them may change the dream. Actions may be arrays or tensors either way.
         autoreset_mode: Gymnasium's three, by member or value ("NextStep", "SameStep", "Disabled").
@@ -119,6 +122,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         halt_reward: float = 0.0,
         seed: int | None = None,
         device: str | torch.device | None = None,
+        compiled: bool | None = None,
         output: Output = "numpy",
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
@@ -145,6 +149,9 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             )
         self._set_spaces()
         self._set_rendering(render_mode)
+        write = None if observation == "latent" else self._write_observations
+        self.compiled = compiled
+        self._stepper = Stepper(self.world, write, keys, compiled)
         self._begin_with = Beginnings(self.model, start, self._read_actions)
         self._first_seed = seed
         self._streams: DreamStreams | None = None
@@ -187,7 +194,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         seeds = self._seeds(seed)
         with torch.no_grad():
             self._begin(mask.to(self.world.device), source, seeds)
-            return self._give(self._observe(self._state)), {}
+            return self._give(self._stepper.observe(self._state)), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One dreamt step of all environments.
@@ -202,14 +209,16 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         streams, begins = self._require_started(), self._to_begin()
         action = self._actions(actions, begins)
         with torch.no_grad():
-            outcomes, infos = self._advance(action, streams)
+            manner = Manner(self.temperature, self.termination, self.caution)
+            self._state, outcomes, infos = self._stepper.advance(self._state, action, streams, manner)
+            self._steps = self._steps + 1
             if begins.any():
                 self._begin(begins)
                 outcomes = Outcomes(outcomes.reward.masked_fill(begins, 0.0), outcomes.terminated & ~begins)
                 infos = {name: value.masked_fill(begins, 0.0) for name, value in infos.items()}
             truncated = self._steps >= self.horizon
             self._ended = outcomes.terminated | truncated
-            observation = self._observe(self._state)
+            observation = self._stepper.observe(self._state)
             written = self._infos(infos, ~begins)
             if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
                 observation, written = self._restart(observation, infos)
@@ -254,7 +263,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         self._steps, self._ended = (leaf.to(device, copy=True) for leaf in (state.steps, state.ended))
         self._streams = DreamStreams.at(state.keys, state.counters, device)
         with torch.no_grad():
-            return self._give(self._observe(self._state))
+            return self._give(self._stepper.observe(self._state))
 
     def branch(self, n: int, shared_noise: bool = False) -> DreamVectorEnv:
         """`n` copies of each dream, which go on from this moment: copy `j` of dream `i` is environment `i * n + j`.
@@ -277,9 +286,9 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments, beside `num_envs` and `model`, that make another such environment."""
-        same = ("observation", "keys", "start", "horizon", "termination", "temperature", "output", "autoreset_mode")
+        same = ("observation", "keys", "start", "horizon", "termination", "temperature", "output", "compiled")
         return {
-            **{name: getattr(self, name) for name in (*same, "render_mode")},
+            **{name: getattr(self, name) for name in (*same, "autoreset_mode", "render_mode")},
             "seed": self._first_seed,
             "disagreement_penalty": self.caution.penalty,
             "disagreement_halt": self.caution.halt,
@@ -323,7 +332,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         """Begin anew where episodes have just ended; the last observations and infos go into the infos."""
         ended = self._ended
         self._begin(ended)
-        fresh = self._observe(index_state(self._state, ended))
+        fresh = self._stepper.observe_any(index_state(self._state, ended))
         final = {"final_obs": self._final(observation, ended), "final_info": self._infos(infos, ended)}
         mask = {f"_{name}": self._give(ended) for name in final}
         return put_rows(observation, ended, fresh), {**self._infos(infos, ~ended), **final, **mask}
@@ -362,25 +371,6 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
                 f"{self.action_space.shape}."
             )
         return self._read_actions(actions, ignored)
-
-    def _advance(self, action: Tensor, streams: DreamStreams) -> tuple[Outcomes, dict[str, Tensor]]:
-        """The next states; what reaching them brings, and what is worth telling of each step."""
-        infos = {}
-        if self.world.has_ensemble:
-            infos["disagreement"] = self.world.disagreement(self._state, action).float()
-        reached = self.world.imagine(self._state, action, streams, self.temperature)
-        outcomes = outcomes_of(reached, self.termination, streams)
-        if infos:
-            outcomes = self.caution.apply(outcomes, infos["disagreement"])
-        self._state = reached.state
-        self._steps = self._steps + 1
-        return outcomes, infos
-
-    def _observe(self, state: State) -> Any:
-        features = self.world.features(state)
-        if self.observation == "latent":
-            return features.float()
-        return self._write_observations(decode(self.world, features, self.keys))
 
     def _infos(self, infos: dict[str, Tensor], told: Tensor) -> dict[str, Any]:
         """Infos as Gymnasium's vector environments have them: beside each entry which rows it is `told` of."""
