@@ -29,6 +29,7 @@ def fit_world(
     batch_length: int = 32,
     learning_rate: float = 6e-4,
     clip: float = 100.0,
+    starts: int = 256,
     seed: int = 0,
     device: str | torch.device = "cpu",
     report: Report | None = None,
@@ -45,6 +46,7 @@ def fit_world(
         batch_length: steps in a sequence; the longest that is recorded, if that is shorter.
         learning_rate: Adam's.
         clip: largest norm of the gradient.
+        starts: states kept for dreams to begin from: first steps of episodes, and as many that lie mid-episode.
         seed: of the first weights, the sequences drawn and the world's own chance.
         device: where the world learns and stays.
         report: called every `report_every` updates.
@@ -84,7 +86,7 @@ def fit_world(
         if report is not None and update % report_every == 0:
             report(update, {name: float(value) for name, value in loss.parts.items()})
     made.eval().requires_grad_(False)
-    return as_model(made, StartStates.from_replay(made, replay), data.env)
+    return as_model(made, StartStates.from_replay(made, replay, starts), data.env)
 
 
 def _build(kind: str, replay: SequenceReplay, config: dict[str, Any], seed: int) -> World:

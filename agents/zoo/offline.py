@@ -2,9 +2,11 @@
 
     python -m agents.zoo.offline recorded --save offline.zip
     python -m agents.zoo.offline recorded --record dm_control/walker-walk-v0 --agent walker.zip --save w.zip
+    python -m agents.zoo.offline replay.zip --agent walker.zip --save w.zip
 
 The second line records first: an agent at several levels of noise, and random actions. What is in the folder already is
-kept and learnt from too.
+kept and learnt from too. The third learns from all that an agent lived through while it learnt
+(`save_replay_buffer`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import torch
 
 from agents.dreamer import flagship_world
 from agents.zoo.trust import agent_policies
-from wmgym.dataset import record
+from wmgym.dataset import load_dataset, record
+from wmgym.dream import load_model
 from wmgym.fit import fit_world
 
 NOISE = (0.0, 0.1, 0.3, 0.6)
@@ -46,10 +49,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("data", type=Path, help="folder of recorded episodes, or a saved replay")
     add("--save", type=Path, required=True, help="where the world is written")
     add("--record", metavar="ENV", help="record episodes of this environment into the folder first")
-    add("--agent", type=Path, help="checkpoint of the agent that acts; random actions alone without")
+    add("--agent", type=Path, help="checkpoint of the agent that acts, or whose replay it is; without, random actions")
     add("--steps", type=int, default=50_000, help="decisions to record")
     add("--updates", type=int, default=10_000)
     add("--ensemble", type=int, default=0, help="predictors whose disagreement tells what the world does not know")
+    add("--starts", type=int, default=256, help="states kept for dreams to begin from")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=1)
     return parser.parse_args(arguments)
@@ -68,7 +72,12 @@ def main(arguments: list[str] | None = None) -> int:
     def report(update: int, losses: dict[str, float]) -> None:
         print(update, *(f"{name} {value:.3f}" for name, value in losses.items()), flush=True)
 
-    model = fit_world(args.data, updates=args.updates, seed=args.seed, report=report, report_every=500, **settings)
+    data = load_dataset(args.data)
+    if args.agent is not None and not data.env:  # a replay does not know where it was recorded
+        data = dataclasses.replace(data, env=dict(load_model(args.agent).env))
+    model = fit_world(
+        data, updates=args.updates, starts=args.starts, seed=args.seed, report=report, report_every=500, **settings
+    )
     print(model.save(args.save))
     return 0
 

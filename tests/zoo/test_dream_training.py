@@ -102,3 +102,16 @@ def test_a_world_is_fitted_to_what_an_agent_did(tmp_path: Path, capsys: pytest.C
     assert model.world.has_ensemble
     assert model.starts is not None
     assert str(saved) in capsys.readouterr().out
+
+
+def test_a_world_is_fitted_to_the_replay_of_an_agent(tmp_path: Path) -> None:
+    agent = Dreamer("CartPole-v1", seed=0, **TINY).learn(60)
+    agent.save_replay_buffer(tmp_path / "replay.zip")
+    checkpoint, saved = agent.save(tmp_path / "agent.zip"), tmp_path / "offline.zip"
+    offline.main([str(tmp_path / "replay.zip"), "--agent", str(checkpoint), "--updates", "2", "--starts", "3",
+                  "--save", str(saved)])  # fmt: skip
+    model = load_model(saved)
+    assert model.env["id"] == "CartPole-v1"
+    assert model.env == load_model(checkpoint).env
+    assert model.starts is not None
+    assert int((~model.starts.is_first).sum()) == 3
