@@ -12,10 +12,13 @@ from agents.planners import Plannable
 from agents.simulators import SimulatedPlans
 from wmgym.dream import DreamEnv, DreamVectorEnv
 from wmgym.random import Noise
-from wmgym.worlds.base import State, World, map_state
+from wmgym.worlds.base import State, World, index_state, map_state
 
 Value = Callable[[Tensor], Tensor]
 """Values `(...)` of features `(..., F)`."""
+
+ROWS_AT_ONCE = 2000
+"""Plans imagined together on a CPU."""
 
 
 def plannable(
@@ -50,6 +53,41 @@ def plannable(
     if value is not None:
         raise TypeError("A simulator has no features that a value could be read from: leave value out.")
     return SimulatedPlans([where] if isinstance(where, gym.Env) else where, discount)  # type: ignore[arg-type]
+
+
+class Repeatable:
+    """Noise that can be drawn again: after `rewind` the same numbers come in the same order.
+
+    Args:
+        noise: where they come from at first.
+    """
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
+        self._drawn: list[Tensor] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        """Begin again with the first draw."""
+        self._next = 0
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
+        return self._draw(self.noise.normal, shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1)."""
+        return self._draw(self.noise.uniform, shape)
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel numbers."""
+        return self._draw(self.noise.gumbel, shape)
+
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        if self._next == len(self._drawn):
+            self._drawn.append(draw(*shape))
+        self._next += 1
+        return self._drawn[self._next - 1]
 
 
 class Shared:
@@ -99,9 +137,20 @@ class ImaginedPlans:
     def returns(self, plans: Tensor, noise: Noise) -> Tensor:
         """See `Plannable.returns`; one draw of the world's chance for every plan."""
         count = plans.shape[2]
-        shared = Shared(noise, self.num_envs)
-        state = map_state(lambda leaf: leaf.repeat_interleave(count, 0), self.state)  # (N * J, ...)
-        total = torch.zeros(self.num_envs * count, device=self.device)
+        # More rows than these fall out of a processor's cache between two layers; a GPU takes all at once.
+        together = max(1, ROWS_AT_ONCE // count) if self.device.type == "cpu" else self.num_envs
+        repeatable, totals = Repeatable(noise), []
+        for rows in (slice(first, first + together) for first in range(0, self.num_envs, together)):
+            repeatable.rewind()
+            totals.append(self._returns(index_state(self.state, rows), plans[:, rows], repeatable))
+        return torch.cat(totals)
+
+    def _returns(self, state: State, plans: Tensor, noise: Noise) -> Tensor:
+        """The same for environments that are imagined together, in one forward pass a step."""
+        envs, count = plans.shape[1:3]
+        shared = Shared(noise, envs)
+        state = map_state(lambda leaf: leaf.repeat_interleave(count, 0), state)  # (N * J, ...)
+        total = torch.zeros(envs * count, device=self.device)
         reach = torch.ones_like(total)  # how much what comes next counts
         for action in plans.flatten(1, 2):
             # Step by step, rewards too: what a step needs stays in the processor's cache.
@@ -110,4 +159,4 @@ class ImaginedPlans:
             reach = reach * (self.discount * continues)
         if self.value is not None:
             total = total + reach * self.value(self.world.features(state))
-        return total.unflatten(0, (self.num_envs, count))
+        return total.unflatten(0, (envs, count))

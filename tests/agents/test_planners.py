@@ -210,6 +210,18 @@ def test_chance_is_drawn_once_for_every_plan() -> None:
     assert model.returns(same, ModeNoise()).std() < 1e-6
 
 
+@pytest.mark.parametrize("rows", [1, 60, 100, 10_000])
+def test_how_many_plans_are_imagined_together_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = world()
+    model = plannable(built, some_states(built, 5))
+    plans = torch.rand(4, 5, 30, 2, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    whole, after = (noise(7), noise(7))
+    expected = model.returns(plans, whole)
+    monkeypatch.setattr("agents.plannable.ROWS_AT_ONCE", rows)
+    torch.testing.assert_close(model.returns(plans, after), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(whole.normal(3), after.normal(3))
+
+
 @pytest.mark.parametrize("vector", [False, True])
 def test_dreams_are_planned_in_from_where_they_are(vector: bool) -> None:
     built = world()
