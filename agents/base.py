@@ -34,7 +34,7 @@ from agents.interrupt import CONNECTION_LOST, InterruptGuard
 from agents.policy import Carry, WorldModelPolicy
 from wmgym.dream import DreamVecEnv, DreamVectorEnv
 from wmgym.random import TorchNoise
-from wmgym.real import make_vec
+from wmgym.real import make_vec, repeat_of
 from wmgym.worlds.base import SequenceBatch, World
 
 log = logging.getLogger("wmgym")
@@ -204,7 +204,7 @@ class WorldModelAgent(Collecting):
     def action_repeat(self) -> int:
         """Simulator steps per decision."""
         if self.env_settings is None:
-            return 1
+            return 1 if self.env is None else repeat_of(self.env)
         chosen = self.env_settings.get("action_repeat")
         return chosen or (2 if self.env_settings["id"].startswith("dm_control/") else 1)
 

@@ -142,6 +142,11 @@ def make_vec(
     return vec_env
 
 
+def repeat_of(env: VecEnv) -> int:
+    """Simulator steps per decision of environments that `make_env` made; 1 for others."""
+    return int(env.get_attr("repeat", 0)[0]) if all(env.env_is_wrapped(ActionRepeat, 0)) else 1
+
+
 def _make_one(id: str, action_seed: int | None, guarded: bool, kwargs: dict[str, Any]) -> gym.Env:
     def make() -> gym.Env:
         return Monitor(make_env(id, **kwargs))

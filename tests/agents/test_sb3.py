@@ -114,6 +114,20 @@ def test_logs_as_csv(tiny: Any, tmp_path: Path) -> None:
     assert rows[0]["train/actor_loss"] == ""  # nothing was learnt yet
 
 
+@pytest.mark.parametrize("make", [
+    lambda: "test/Reach-v0",
+    lambda: make_env("test/Reach-v0", action_repeat=4),
+    lambda: make_vec("test/Reach-v0", 2, action_repeat=4),
+    lambda: make_vec("Pendulum-v1", 2, subprocess=True, action_repeat=4),
+    lambda: gym.make("test/Reach-v0"),
+])  # fmt: skip
+def test_simulator_steps_are_counted_for_environments_of_any_kind(tiny: Any, make: Any) -> None:
+    env = make()
+    agent = tiny(env, **({"action_repeat": 4} if isinstance(env, str) else {}))
+    assert agent.action_repeat == (1 if isinstance(env, gym.Env) and not env.has_wrapper_attr("repeat") else 4)
+    agent.env.close()
+
+
 def test_logs_for_tensorboard_go_on_in_the_same_run(tiny: Any, tmp_path: Path) -> None:
     agent = tiny("test/Reach-v0", tensorboard_log=str(tmp_path)).learn(60, log_interval=1)
     agent.learn(40, log_interval=1, reset_num_timesteps=False)
