@@ -14,7 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, VecNormalize, VecTransposeImage
 
-from wmgym.dream import DreamModel, DreamVecEnv, LatentObservation
+from wmgym.dream import DreamEnv, DreamModel, DreamVecEnv, LatentObservation
 from wmgym.dream.convert import latent_space
 from wmgym.dream.model import ModelLike, resolve_model
 from wmgym.real import make_env
@@ -71,6 +71,43 @@ def evaluate_real(
     finally:
         if not given:
             real.close()
+
+
+def evaluate_elsewhere(
+    agent: BaseAlgorithm,
+    model: ModelLike,
+    other: ModelLike,
+    episodes: int = 10,
+    *,
+    deterministic: bool = True,
+    seed: int = SEED,
+) -> np.ndarray:
+    """Returns in another world's dream of an agent that was trained in the dream of `model`.
+
+    The other world stands where the real environment stands in `evaluate_real`: the agent sees what it dreams as it
+    would see reality. Two worlds of one environment err in different places, so an agent that lives on the errors of
+    its own fails here, and no real step is needed to see it.
+
+    Args:
+        agent: as for `evaluate_real`.
+        model: the world that it was trained in.
+        other: another world of the same environment.
+        episodes: how many.
+        deterministic: whether the agent acts without its own chance.
+        seed: of the first episode.
+
+    Returns:
+        `(episodes,)` float64.
+
+    Raises:
+        SpaceError: if the agent sees something that cannot be made of the other world's observations.
+    """
+    handle, elsewhere = resolve_model(model), resolve_model(other)
+
+    def make() -> gym.Env:
+        return _real_environment(handle, DreamEnv(elsewhere), agent.observation_space)
+
+    return _returns(agent, DummyVecEnv([make] * min(episodes, 10)), episodes, deterministic, seed)
 
 
 def evaluate_dream(

@@ -15,7 +15,9 @@ INTRO = """## Trained in a frozen dream
 
 By `python -m agents.zoo.dream_training`: no real step is taken but to evaluate. Mean over seeds ± their deviation
 (number of seeds) of the last evaluation, 10 episodes each; the world's own agent is evaluated in the same episodes. The
-dream's return is what the world predicts for the same agents: by what it exceeds the real one, they fool themselves."""
+dream's return is what the world predicts for the same agents: by what it exceeds the real one, they fool themselves.
+Where another world was the judge, it stands for the evaluation that was best in the judge's dream, and for its return
+there."""
 
 
 def read_dreams(root: str | Path) -> dict[Path, Result]:
@@ -34,17 +36,32 @@ def dream_section(files: Mapping[Path, Result]) -> str:
     for run in files.values():
         if run["complete"] and "error" not in run:
             groups[Group(run["env_id"], run["algo"], run["preset"])].append(run)
-    header = ["task", "world of", "agent", "dreamt steps", "real return", "dream return", "world's own agent"]
+    header = [
+        "task",
+        "world of",
+        "agent",
+        "dreamt steps",
+        "real return",
+        "dream return",
+        "judge's",
+        "world's own agent",
+    ]
     header += ["share of it", "minutes a run"]
     return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
 
 
 def _row(key: Group, runs: Sequence[Result]) -> list[str]:
-    real = _over_seeds([run["return_mean"][-1] for run in runs])
-    dreamt = _over_seeds([run["dream_return_mean"][-1] for run in runs])
+    real, dreamt = (_over_seeds([_kept(run, f"{kind}return_mean") for run in runs]) for kind in ("", "dream_"))
+    judged = all("judge_return_mean" in run for run in runs)
+    judge = _over_seeds([_kept(run, "judge_return_mean") for run in runs]) if judged else "-"
     steps = ", ".join(f"{steps:,}" for steps in sorted({run["dream_steps"][-1] for run in runs}))
     minutes = f"{np.mean([run['wall_clock_s'] for run in runs]) / 60:.0f}"
-    return [task_name(key.env_id), key.preset, key.algo, steps, real, dreamt, *_beside_teacher(runs), minutes]
+    return [task_name(key.env_id), key.preset, key.algo, steps, real, dreamt, judge, *_beside_teacher(runs), minutes]
+
+
+def _kept(run: Result, curve: str) -> float:
+    """Of the agent that was kept: the last, or the one that a judge liked best."""
+    return float(run[curve][run.get("kept", -1)])
 
 
 def _over_seeds(returns: Sequence[float]) -> str:
@@ -57,5 +74,5 @@ def _beside_teacher(runs: Sequence[Result]) -> list[str]:
     if any("teacher_return_mean" not in run for run in runs):
         return ["-", "-"]
     teacher = np.mean([run["teacher_return_mean"] for run in runs])
-    share = np.mean([run["return_mean"][-1] for run in runs]) / teacher
+    share = np.mean([_kept(run, "return_mean") for run in runs]) / teacher
     return [f"{teacher:.0f}", f"{share:.0%}"]

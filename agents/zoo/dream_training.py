@@ -1,8 +1,11 @@
 """Train an agent only in the frozen dream of a checkpoint, and see what it is worth in the real environment.
 
     python -m agents.zoo.dream_training walker.zip --algo sac --seed 0
+    python -m agents.zoo.dream_training walker.zip --algo ppo --judge another_walker.zip
 
-No real step is taken but to evaluate. The same command goes on where an interrupted run stopped. Hyperparameters are in
+No real step is taken but to evaluate. With `--judge` the agent kept is the one that was best in the dream of another
+world of the same environment: an agent that lives on the errors of its own world fails there, and to see it takes no
+real step either. The same command goes on where an interrupted run stopped. Hyperparameters are in
 zoo_configs/dream.yml; the result goes to zoo_configs/results/dream/<algo>/<environment>/<name>-seed<k>.json.
 """
 
@@ -30,7 +33,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents import Dreamer
-from agents.evaluation import evaluate_dream, evaluate_real
+from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
 from agents.zoo.results import describe_commit, describe_machine, result_path
@@ -57,6 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=float, help="dreamt steps, instead of those of zoo_configs/dream.yml")
     add("--eval-every", type=float, help="dreamt steps between evaluations; a tenth of all by default")
     add("--eval-episodes", type=int, default=10)
+    add("--judge", type=Path, help="checkpoint of another world, whose dream says which agent is kept")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     add("--dream", nargs="*", default=[], metavar="NAME=VALUE", help="override settings of the dream")
     add("--results", type=Path, default=Path("zoo_configs/results"), help="folder of result files")
@@ -96,17 +100,26 @@ class DreamRecorder(BaseCallback):
         every: dreamt steps between evaluations.
         episodes: of each evaluation.
         facts: copied into the result.
+        judge: another world; the agent that is best in its dream is kept beside the last one.
     """
 
     def __init__(
-        self, path: Path, agent_path: Path, model: DreamModel, every: int, episodes: int, facts: dict[str, Any]
+        self,
+        path: Path,
+        agent_path: Path,
+        model: DreamModel,
+        every: int,
+        episodes: int,
+        facts: dict[str, Any],
+        judge: DreamModel | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.agent_path, self.world_model = path, agent_path, model
+        self.path, self.agent_path, self.world_model, self.judge = path, agent_path, model, judge
         self.every, self.episodes = every, episodes
         self.started = (time.time(), time.process_time())
         curves: dict[str, Any] = {name: [] for name in ("dream_steps", "return_mean", "return_std")}
         curves |= {"dream_return_mean": [], "dream_return_std": [], "wall_clock_s": 0.0, "processor_s": 0.0}
+        curves |= {"judge_return_mean": [], "judge_return_std": []} if judge else {}
         self.data = {**facts, "complete": False, "eval_episodes": episodes, **curves}
         self._spent_before = (0.0, 0.0)
 
@@ -122,18 +135,32 @@ class DreamRecorder(BaseCallback):
 
     def evaluate(self) -> None:
         """Evaluate now, write the result and save the agent."""
-        dream = evaluate_dream(self.model, self.world_model, self.episodes)
-        real = evaluate_real(self.model, self.world_model, self.episodes)
+        world, episodes = self.world_model, self.episodes
+        found = {
+            "real": evaluate_real(self.model, world, episodes),
+            "dream": evaluate_dream(self.model, world, episodes),
+        }
+        if self.judge:
+            found["judge"] = evaluate_elsewhere(self.model, world, self.judge, episodes)
         self.data["dream_steps"].append(self.model.num_timesteps)
-        for prefix, returns in (("", real), ("dream_", dream)):
+        for name, returns in found.items():
+            prefix = "" if name == "real" else f"{name}_"
             self.data[f"{prefix}return_mean"].append(round(float(np.mean(returns)), 2))
             self.data[f"{prefix}return_std"].append(round(float(np.std(returns)), 2))
+        self._save()
+        self.write()
+        means = ", ".join(f"{name} {returns.mean():.0f}" for name, returns in found.items())
+        print(f"{self.model.num_timesteps:>9} dreamt steps: {means}", flush=True)
+
+    def _save(self) -> None:
+        """The agent as it is, to go on from; and once more if the judge finds none better."""
         self.agent_path.parent.mkdir(parents=True, exist_ok=True)
         self.model.save(self.agent_path, **({"include": ["replay_buffer"]} if isinstance(self.model, Dreamer) else {}))
-        self.write()
-        print(
-            f"{self.model.num_timesteps:>9} dreamt steps: real {real.mean():.0f}, dream {dream.mean():.0f}", flush=True
-        )
+        if self.judge:
+            judged = self.data["judge_return_mean"]
+            self.data["kept"] = int(np.argmax(judged))
+            if self.data["kept"] == len(judged) - 1:
+                self.model.save(self.agent_path.with_name(f"{self.agent_path.stem}-kept.zip"))
 
     def write(self, **changes: Any) -> None:
         """Write the result with what is known now."""
@@ -158,8 +185,9 @@ class DreamRecorder(BaseCallback):
 
 def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str, Any]) -> dict[str, Any]:
     """What a result says of how it came about."""
-    # Where the world lies is of no use elsewhere; which it is, its checksum says.
-    argv = [args.model.name if word == str(args.model) else word for word in sys.orig_argv[1:]]
+    # Where the worlds lie is of no use elsewhere; which they are, their checksums say.
+    names = {str(path): path.name for path in (args.model, args.judge) if path}
+    argv = [names.get(word, word) for word in sys.orig_argv[1:]]
     return {
         "algo": args.algo,
         "preset": args.name,
@@ -167,6 +195,7 @@ def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str
         "seed": args.seed,
         "settings": settings,
         "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
+        **({"judge_sha256": hashlib.sha256(args.judge.read_bytes()).hexdigest()} if args.judge else {}),
         **_describe_teacher(args, model),
         "command": shlex.join([Path(sys.executable).name, *argv]),
         "commit": describe_commit(),
@@ -204,9 +233,12 @@ def train(args: argparse.Namespace) -> Path:
     if before and before["complete"]:
         print(f"{path} is complete.")
         return path
+    if before and ("judge_sha256" in before) != (args.judge is not None):
+        raise ValueError(f"{path} was begun with {'a' if args.judge is None else 'no'} judge: go on as it began.")
     facts = before or describe_run(args, model, settings)
     every = int(args.eval_every or steps // 10)
-    recorder = DreamRecorder(path, agent_path, model, every, args.eval_episodes, facts)
+    judge = load_model(args.judge) if args.judge else None
+    recorder = DreamRecorder(path, agent_path, model, every, args.eval_episodes, facts, judge)
     if before:
         agent = _load(args.algo, agent_path, model, settings, args.seed)
         recorder.continue_from(before, agent.num_timesteps)

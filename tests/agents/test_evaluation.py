@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-from agents.evaluation import evaluate_dream, evaluate_real
+from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from wmgym import DreamVecEnv, DreamVectorEnv, StartStates, as_model, make_env
 from wmgym.dream import DreamModel
 from wmgym.spaces import SpaceError
@@ -85,6 +85,19 @@ def test_an_agent_sees_in_reality_what_it_saw_in_the_dream(observation: Any) -> 
     np.testing.assert_array_equal(real, evaluate_real(agent, model, 3))
     assert (real >= 8).all()
     assert evaluate_dream(agent, model, 4, horizon=8, termination="never").shape == (4,)
+
+
+@pytest.mark.parametrize("observation", ["decoded", "latent"])
+def test_in_another_world_an_agent_earns_what_that_world_pays(observation: Any) -> None:
+    model = _cartpole()
+    paying = _cartpole()
+    paying.world._reward = lambda features: torch.full(features.shape[:-1], 3.0)
+    agent = PPO("MlpPolicy", DreamVecEnv(4, model, observation=observation, horizon=8), **QUICK).learn(16)
+    elsewhere = evaluate_elsewhere(agent, model, paying, 3)
+    np.testing.assert_array_equal(elsewhere, evaluate_elsewhere(agent, model, paying, 3))
+    assert (elsewhere % 3 == 0).all()
+    assert (elsewhere > 0).all()
+    assert not np.array_equal(elsewhere, evaluate_dream(agent, model, 3))
 
 
 @pytest.mark.parametrize("keys", [("a",), ("a", "b")])

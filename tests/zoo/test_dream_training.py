@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
 
 from agents import Dreamer
@@ -76,6 +78,26 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_left_alone(
     assert result["resumed"][0]["dream_steps"] == 32
     assert run(world, tmp_path, *arguments) == result
     assert "is complete" in capsys.readouterr().out
+
+
+def test_another_world_judges_which_agent_is_kept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = iter([5.0, 9.0, 7.0])
+    saved = {}
+
+    def judge(agent: Any, model: Any, other: Any, episodes: int) -> np.ndarray:
+        verdict = next(verdicts)
+        saved[verdict] = agent.policy.state_dict()["action_net.weight"].clone()
+        return np.full(episodes, verdict)
+
+    monkeypatch.setattr(dream_training, "evaluate_elsewhere", judge)
+    result = run(world, tmp_path, *PPO, "--steps", "64", "--eval-every", "32", "--judge", str(world))
+    assert result["judge_return_mean"] == [5.0, 9.0, 7.0]
+    assert result["kept"] == 1
+    assert result["judge_sha256"] == result["model_sha256"]
+    folder = tmp_path / "runs/ppo/CartPole-v1"
+    for name, verdict in (("dreamer-seed0", 7.0), ("dreamer-seed0-kept", 9.0)):
+        agent = stable_baselines3.PPO.load(folder / f"{name}.zip")
+        assert torch.equal(agent.policy.state_dict()["action_net.weight"], saved[verdict])
 
 
 def test_a_dreamer_learns_in_the_dream_of_a_dreamer_and_the_teacher_is_evaluated(tmp_path: Path) -> None:
