@@ -4,8 +4,8 @@
     python -m agents.zoo.offline recorded --record dm_control/walker-walk-v0 --agent walker.zip --save w.zip
     python -m agents.zoo.offline replay.zip --agent walker.zip --save w.zip
 
-The second line records first: an agent at several levels of noise, and random actions. What is in the folder already is
-kept and learnt from too. The third learns from all that an agent lived through while it learnt
+The second line records first: an agent at several levels of noise, random actions, held ones and none. What is in the
+folder already is kept and learnt from too. The third learns from all that an agent lived through while it learnt
 (`save_replay_buffer`).
 """
 
@@ -14,9 +14,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from agents.dreamer import flagship_world
@@ -24,18 +26,37 @@ from agents.zoo.trust import agent_policies
 from wmgym.dataset import load_dataset, record
 from wmgym.dream import load_model
 from wmgym.fit import fit_world
+from wmgym.real import make_env
+from wmgym.trust import Policy, simple_policies
+from wmgym.trust.policies import PolicyState
 
 NOISE = (0.0, 0.1, 0.3, 0.6)
-"""How often the agent slips; each level gets as many steps as random actions do."""
+"""How often the agent slips."""
+
+PLAIN = ("random", "random, held 25", "still")
+"""What is recorded beside it: who never held an action does not know that a pushed limb comes to rest."""
 
 
 def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, seed: int) -> None:
-    """Record random actions, and the agent at every level of noise."""
-    policies: list[Any] = [None]
+    """Record random actions, held ones and none, and the agent at every level of noise; each gets as many steps."""
+    simple = simple_policies(make_env(env_id).action_space, seed)
+    policies: list[Any] = [_one_at_a_time(simple[name]) for name in PLAIN]
     if agent is not None:
         policies += agent_policies(agent, NOISE, seed).values()
     for number, policy in enumerate(policies):
         record(env_id, policy, steps // len(policies), folder, seed=seed + 1000 * number)
+
+
+def _one_at_a_time(policy: Policy) -> Callable[[Any], Any]:
+    """A policy that does not look at the batches of observations it takes, as a function of one."""
+    state: PolicyState = None
+
+    def act(observation: Any) -> Any:
+        nonlocal state
+        action, state = policy.predict(np.zeros((1, 1)), state)
+        return action[0]
+
+    return act
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
