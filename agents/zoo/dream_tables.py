@@ -6,10 +6,11 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from agents.zoo.tables import Group, Result, markdown, task_name
+from agents.zoo.tables import Result, markdown, task_name
 
 INTRO = """## Trained in a frozen dream
 
@@ -18,6 +19,15 @@ By `python -m agents.zoo.dream_training`: no real step is taken but to evaluate.
 dream's return is what the world predicts for the same agents: by what it exceeds the real one, they fool themselves.
 Where another world was the judge, it stands for the evaluation that was best in the judge's dream, and for its return
 there."""
+
+
+class Dreamt(NamedTuple):
+    """What stands in one row."""
+
+    env_id: str
+    world: str
+    shows: str
+    algo: str
 
 
 def read_dreams(root: str | Path) -> dict[Path, Result]:
@@ -50,13 +60,14 @@ def dream_section(files: Mapping[Path, Result]) -> str:
     return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
 
 
-def _row(key: Group, runs: Sequence[Result]) -> list[str]:
+def _row(key: Dreamt, runs: Sequence[Result]) -> list[str]:
     real, dreamt = (_over_seeds([_kept(run, f"{kind}return_mean") for run in runs]) for kind in ("", "dream_"))
     judged = all("judge_return_mean" in run for run in runs)
     judge = _over_seeds([_kept(run, "judge_return_mean") for run in runs]) if judged else "-"
     steps = ", ".join(f"{steps:,}" for steps in sorted({run["dream_steps"][-1] for run in runs}))
     minutes = f"{np.mean([run['wall_clock_s'] for run in runs]) / 60:.0f}"
-    return [task_name(key.env_id), key.preset, key.algo, steps, real, dreamt, judge, *_beside_teacher(runs), minutes]
+    who = [task_name(key.env_id), key.world, key.shows, key.algo, steps]
+    return [*who, real, dreamt, judge, *_beside_teacher(runs), minutes]
 
 
 def _kept(run: Result, curve: str) -> float:
