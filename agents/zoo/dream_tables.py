@@ -42,21 +42,13 @@ def dream_section(files: Mapping[Path, Result]) -> str:
     Args:
         files: result files, by path.
     """
-    groups: dict[Group, list[Result]] = defaultdict(list)
+    groups: dict[Dreamt, list[Result]] = defaultdict(list)
     for run in files.values():
         if run["complete"] and "error" not in run:
-            groups[Group(run["env_id"], run["algo"], run["preset"])].append(run)
-    header = [
-        "task",
-        "world of",
-        "agent",
-        "dreamt steps",
-        "real return",
-        "dream return",
-        "judge's",
-        "world's own agent",
-    ]
-    header += ["share of it", "minutes a run"]
+            shows = run["settings"]["dream"].get("observation", "decoded")
+            groups[Dreamt(run["env_id"], run["preset"], shows, run["algo"])].append(run)
+    header = ["task", "world of", "it shows", "agent", "dreamt steps", "real return", "dream return", "judge's return"]
+    header += ["world's own agent", "share of it", "minutes a run"]
     return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
 
 
