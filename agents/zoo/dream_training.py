@@ -30,7 +30,8 @@ import yaml
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecMonitor
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 from agents import Dreamer
 from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
@@ -41,7 +42,8 @@ from wmgym.dream import DreamModel, DreamVecEnv, load_model
 from wmgym.files import atomic_writer
 
 LEARNERS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dreamer": Dreamer}
-_NOT_THE_AGENTS = ("steps", "dreams", "dream")
+_NOT_THE_AGENTS = ("steps", "dreams", "dream", "normalize")
+_NORMALISERS = ("obs_rms", "ret_rms")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -85,9 +87,34 @@ def make_agent(algo: str, model: DreamModel, path: Path, settings: dict[str, Any
     return LEARNERS[algo]("MlpPolicy", make_dreams(model, settings, seed), seed=seed, device="cpu", **own)
 
 
-def make_dreams(model: DreamModel, settings: dict[str, Any], seed: int) -> VecMonitor:
-    """The dreams that an agent is trained in."""
-    return VecMonitor(DreamVecEnv(settings["dreams"], model, seed=seed, **settings["dream"]))
+def make_dreams(model: DreamModel, settings: dict[str, Any], seed: int) -> VecEnv:
+    """The dreams that an agent is trained in, observations and rewards normalised if `normalize` says so."""
+    dreams = VecMonitor(DreamVecEnv(settings["dreams"], model, seed=seed, **settings["dream"]))
+    return VecNormalize(dreams, gamma=settings["gamma"]) if settings.get("normalize") else dreams
+
+
+def save_agent(agent: BaseAlgorithm, path: Path) -> None:
+    """The agent, and beside it what its observations and rewards are normalised by: SB3 would pickle that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    agent.save(path, **({"include": ["replay_buffer"]} if isinstance(agent, Dreamer) else {}))
+    if (dreams := agent.get_vec_normalize_env()) is not None:
+        moments = {name: _moments(getattr(dreams, name)) for name in _NORMALISERS}
+        with atomic_writer(path.with_suffix(".normalize.json")) as file:
+            file.write(json.dumps(moments).encode())
+
+
+def restore_normalisers(dreams: VecEnv, path: Path) -> VecEnv:
+    """Dreams that normalise as those did in which the agent saved at `path` was trained."""
+    if isinstance(dreams, VecNormalize):
+        for name, moments in json.loads(path.with_suffix(".normalize.json").read_text()).items():
+            kept = getattr(dreams, name)
+            kept.mean, kept.var = (np.array(moments[key], np.float64) for key in ("mean", "var"))
+            kept.count = moments["count"]
+    return dreams
+
+
+def _moments(kept: RunningMeanStd) -> dict[str, Any]:
+    return {"mean": kept.mean.tolist(), "var": kept.var.tolist(), "count": kept.count}
 
 
 class DreamRecorder(BaseCallback):
@@ -147,20 +174,19 @@ class DreamRecorder(BaseCallback):
             prefix = "" if name == "real" else f"{name}_"
             self.data[f"{prefix}return_mean"].append(round(float(np.mean(returns)), 2))
             self.data[f"{prefix}return_std"].append(round(float(np.std(returns)), 2))
-        self._save()
+        save_agent(self.model, self.agent_path)
+        self._keep_the_best()
         self.write()
         means = ", ".join(f"{name} {returns.mean():.0f}" for name, returns in found.items())
         print(f"{self.model.num_timesteps:>9} dreamt steps: {means}", flush=True)
 
-    def _save(self) -> None:
-        """The agent as it is, to go on from; and once more if the judge finds none better."""
-        self.agent_path.parent.mkdir(parents=True, exist_ok=True)
-        self.model.save(self.agent_path, **({"include": ["replay_buffer"]} if isinstance(self.model, Dreamer) else {}))
+    def _keep_the_best(self) -> None:
+        """Save the agent once more if the judge has found none better."""
         if self.judge:
             judged = self.data["judge_return_mean"]
             self.data["kept"] = int(np.argmax(judged))
             if self.data["kept"] == len(judged) - 1:
-                self.model.save(self.agent_path.with_name(f"{self.agent_path.stem}-kept.zip"))
+                save_agent(self.model, self.agent_path.with_name(f"{self.agent_path.stem}-kept.zip"))
 
     def write(self, **changes: Any) -> None:
         """Write the result with what is known now."""
@@ -250,7 +276,8 @@ def train(args: argparse.Namespace) -> Path:
 def _load(algo: str, path: Path, model: DreamModel, settings: dict[str, Any], seed: int) -> BaseAlgorithm:
     if algo == "dreamer":
         return Dreamer.load(path, device="cpu")
-    agent = LEARNERS[algo].load(path, make_dreams(model, settings, seed), device="cpu")
+    dreams = restore_normalisers(make_dreams(model, settings, seed), path)
+    agent = LEARNERS[algo].load(path, dreams, device="cpu")
     if isinstance(agent, SAC):  # its replay is dreamt anew, which costs no real step
         agent.learning_starts += agent.num_timesteps
     return agent

@@ -12,6 +12,7 @@ import stable_baselines3
 import torch
 
 from agents import Dreamer
+from agents.evaluation import evaluate_real
 from agents.zoo import dream_training, offline
 from wmgym import StartStates, as_model, make_env
 from wmgym.dream import load_model
@@ -78,6 +79,16 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_left_alone(
     assert result["resumed"][0]["dream_steps"] == 32
     assert run(world, tmp_path, *arguments) == result
     assert "is complete" in capsys.readouterr().out
+
+
+def test_what_observations_are_normalised_by_is_kept_without_a_pickle(world: Path, tmp_path: Path) -> None:
+    result = run(world, tmp_path, *PPO, "--steps", "64", "--eval-every", "32")
+    path, model = tmp_path / "runs/ppo/CartPole-v1/dreamer-seed0.zip", load_model(world)
+    dreams = dream_training.make_dreams(model, result["settings"], 0)
+    fresh = dreams.obs_rms.mean.copy()
+    agent = stable_baselines3.PPO.load(path, dream_training.restore_normalisers(dreams, path))
+    assert not np.allclose(agent.get_vec_normalize_env().obs_rms.mean, fresh)
+    assert evaluate_real(agent, model, 2).mean() == result["return_mean"][-1]
 
 
 def test_another_world_judges_which_agent_is_kept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
