@@ -95,7 +95,7 @@ def card(name: str, result: dict[str, Any], size: int, real: Returns, dream: Ret
             "Deterministic actions; mean ± deviation over episodes. A dream return is what the world predicts.",
             markdown(["", "return"], scores.items()),
             "## Trust",
-            trust.strip() if trust else f"Not measured yet: `python -m agents.zoo.trust {name}`.",
+            _answers(trust) if trust else f"Not measured yet: `python -m agents.zoo.trust {name}`.",
         ]
     ) + "\n"  # fmt: skip
 
@@ -116,6 +116,11 @@ def _command(result: dict[str, Any]) -> str:
 
 
 # -- both -----------------------------------------------------------------------------------------------------
+
+
+def _answers(report: str) -> str:
+    """The sentences that a trust report begins with, one to each question; its tables stay where it lies."""
+    return "\n".join(line for line in report.partition("\n## ")[0].splitlines() if line.startswith("- **"))
 
 
 def export(model: str, result: dict[str, Any], folder: Path, name: str, episodes: int, trust: str | None) -> Path:

@@ -180,8 +180,10 @@ def test_every_ready_trained_world_has_a_card_and_its_size(name: str) -> None:
     assert np.isfinite(dream.step(dream.action_space.sample())[1])
 
 
-def test_the_card_says_where_trust_is_not_measured(trained: Path) -> None:
+def test_the_card_tells_what_a_trust_report_begins_with_or_that_there_is_none(trained: Path) -> None:
     (result,) = (trained / "results").glob("*/*/*.json")
     run, returns = json.loads(result.read_text()), Returns((1.0, 3.0))
     assert "Not measured yet" in card("pole", run, LARGEST, returns, returns, None)
-    assert "holds 20 steps" in card("pole", run, LARGEST, returns, returns, "holds 20 steps")
+    report = "# How far?\n\n- **How long:** 20 steps.\n- **Plans:** well.\n\n- environment: A\n\n## 1. So\n\n- **No**\n"
+    text = card("pole", run, LARGEST, returns, returns, report)
+    assert text.endswith("## Trust\n\n- **How long:** 20 steps.\n- **Plans:** well.\n")
