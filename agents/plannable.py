@@ -55,21 +55,15 @@ def plannable(
     return SimulatedPlans([where] if isinstance(where, gym.Env) else where, discount)  # type: ignore[arg-type]
 
 
-class Repeatable:
-    """Noise that can be drawn again: after `rewind` the same numbers come in the same order.
+class PassedOn:
+    """Noise of which every draw passes through `_draw`.
 
     Args:
-        noise: where they come from at first.
+        noise: where the numbers come from.
     """
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
-        self._drawn: list[Tensor] = []
-        self._next = 0
-
-    def rewind(self) -> None:
-        """Begin again with the first draw."""
-        self._next = 0
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers."""
@@ -84,13 +78,29 @@ class Repeatable:
         return self._draw(self.noise.gumbel, shape)
 
     def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        return draw(*shape)
+
+
+class Repeatable(PassedOn):
+    """Noise that can be drawn again: after `rewind` the same numbers come in the same order."""
+
+    def __init__(self, noise: Noise) -> None:
+        super().__init__(noise)
+        self._drawn: list[Tensor] = []
+        self._next = 0
+
+    def rewind(self) -> None:
+        """Begin again with the first draw."""
+        self._next = 0
+
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         if self._next == len(self._drawn):
             self._drawn.append(draw(*shape))
         self._next += 1
         return self._drawn[self._next - 1]
 
 
-class Shared:
+class Shared(PassedOn):
     """Noise of which `copies` equal parts of a batch get the same draws.
 
     Args:
@@ -99,21 +109,10 @@ class Shared:
     """
 
     def __init__(self, noise: Noise, copies: int) -> None:
-        self.noise, self.copies = noise, copies
+        super().__init__(noise)
+        self.copies = copies
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers."""
-        return self._copied(self.noise.normal, shape)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1)."""
-        return self._copied(self.noise.uniform, shape)
-
-    def gumbel(self, *shape: int) -> Tensor:
-        """Standard Gumbel numbers."""
-        return self._copied(self.noise.gumbel, shape)
-
-    def _copied(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
         part = draw(shape[0] // self.copies, *shape[1:])
         return part if self.copies == 1 else part.repeat(self.copies, *(1 for _ in shape[1:]))
 
