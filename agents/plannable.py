@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import gymnasium as gym
@@ -55,7 +56,7 @@ def plannable(
     return SimulatedPlans([where] if isinstance(where, gym.Env) else where, discount)  # type: ignore[arg-type]
 
 
-class PassedOn:
+class PassedOn(ABC):
     """Noise of which every draw passes through `_draw`.
 
     Args:
@@ -77,8 +78,9 @@ class PassedOn:
         """Standard Gumbel numbers."""
         return self._draw(self.noise.gumbel, shape)
 
+    @abstractmethod
     def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
-        return draw(*shape)
+        """Numbers of this shape, from `draw`."""
 
 
 class Repeatable(PassedOn):

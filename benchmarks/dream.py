@@ -235,7 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     result = run(tuple(args.threads), args.seconds, tuple(sorted({*args.dreams, 1024})), args.device)
     text = table(result)
-    save("dream" if args.device == "cpu" else "dream_gpu", "Dreams", result, text)
+    name, title = ("dream", "Dreams") if args.device == "cpu" else ("dream_gpu", "Dreams on a GPU")
+    save(name, title, result, text)
     print(text)
     return 0
 
