@@ -93,7 +93,7 @@ def check_numbers(agent: Any) -> None:
         ValueError: naming the argument, its value, and what it may be.
     """
     least = {"buffer_size": 1, "learning_starts": 0, "batch_size": 1, "batch_length": 2, "pretrain": 0}
-    least |= {"gradient_steps": 1, "n_envs": 1, "stats_window_size": 1, "max_skipped_updates": 1}
+    least |= {"gradient_steps": 1, "n_envs": 1, "stats_window_size": 1, "max_skipped_updates": 1, "hold": 1}
     if agent.train_freq is not None:
         least["train_freq"] = 1
     check_whole(agent, least)

@@ -62,6 +62,7 @@ class WorldModelAgent(Collecting):
         buffer_size: steps the replay keeps.
         buffer_folder: keep the replay in memory-mapped files there instead of in RAM.
         learning_starts: random decisions before the first update.
+        hold: a random action is held for 1 to this many decisions: held ones show where things come to rest.
         batch_size: sequences in a batch.
         batch_length: steps in a sequence.
         train_ratio: replayed steps per decision.
@@ -94,6 +95,7 @@ class WorldModelAgent(Collecting):
         buffer_size: int = 1_000_000,
         buffer_folder: str | Path | None = None,
         learning_starts: int = 2500,
+        hold: int = 1,
         batch_size: int = 16,
         batch_length: int = 32,
         train_ratio: float = 100.0,
@@ -138,7 +140,8 @@ class WorldModelAgent(Collecting):
             support_multi_env=True,
             seed=seed,
         )
-        self.buffer_size, self.buffer_folder, self.learning_starts = buffer_size, buffer_folder, learning_starts
+        self.buffer_size, self.buffer_folder = buffer_size, buffer_folder
+        self.learning_starts, self.hold = learning_starts, hold
         self.batch_size, self.batch_length = batch_size, batch_length
         self.train_ratio, self.train_freq, self.gradient_steps = train_ratio, train_freq, gradient_steps
         self.pretrain, self.online_queue = pretrain, online_queue

@@ -27,6 +27,10 @@ class Collecting(Healthy):
     learning_starts: int
     exploration_noise: float = 0.0
     """Deviation of the noise on continuous actions, or the probability of a random discrete one."""
+    hold: int = 1
+    """A random action is held for 1 to this many decisions."""
+    _held: tuple[Tensor, np.ndarray] | None = None
+    """Random actions `(n_envs, A)`, and for how many more decisions they are held."""
     _env_faults = 0
     """How often an environment failed, was cut short and begun again."""
     _learning_pending = False
@@ -96,11 +100,28 @@ class Collecting(Healthy):
         return self._carry.action
 
     def _random_action(self) -> Tensor:
+        """Uniform, `(n_envs, A)`; each environment's is held for 1 to `hold` decisions.
+
+        Held ones go further than those that change with every decision, and show where things come to rest.
+        """
         size = action_size(self.action_space)
         draw = self.policy.noise.uniform(self.n_envs, size)
         if isinstance(self.action_space, spaces.Discrete):
-            return nn.functional.one_hot(draw.argmax(-1), size).float()
-        return 2 * draw - 1
+            draw = nn.functional.one_hot(draw.argmax(-1), size).float()
+        else:
+            draw = 2 * draw - 1
+        return self._hold_on(draw) if self.hold > 1 else draw
+
+    def _hold_on(self, draw: Tensor) -> Tensor:
+        """`draw` where a held action has had its time, else the held one."""
+        length = 1 + (self.policy.noise.uniform(self.n_envs) * self.hold).long().cpu().numpy()
+        if self._held is not None and len(self._held[1]) == self.n_envs:
+            held, left = self._held
+            going = left > 0
+            draw = torch.where(torch.as_tensor(going, device=draw.device)[:, None], held, draw)
+            length = np.where(going, left, length)
+        self._held = draw, length - 1
+        return draw
 
     def _tell_faults(self, infos: list[dict[str, Any]]) -> None:
         """Log and count what went wrong in the environments (`wmgym.guarded`, `wmgym.supervised`)."""

@@ -32,7 +32,6 @@ class StagedAgent(WorldModelAgent):
     vision_updates: int
     memory_updates: int
     generations: int
-    hold: int
 
     _KEPT = ("_iteration", "_stage", "_stage_step", "_begun", "_best_score", "evolution_steps", "history", "costs")
     """What of the state is JSON."""
@@ -46,7 +45,6 @@ class StagedAgent(WorldModelAgent):
         self._told: list[np.ndarray] = []  # fitnesses (P,) of this stage's generations
         self._first_weights: Tensor | None = None  # where this stage's evolution began
         self._codes_state: dict[str, Any] | None = None  # of M's sampling
-        self._held: tuple[Tensor, np.ndarray] | None = None  # random actions, and for how many more decisions
 
     @abstractmethod
     def _vision_step(self) -> None:
@@ -160,18 +158,6 @@ class StagedAgent(WorldModelAgent):
         self._carry = Carry(self._carry.state, self._random_action())
         return self._carry.action
 
-    def _random_action(self) -> Tensor:
-        """Each environment's random action is held for 1 to `hold` decisions, as the paper does in Take Cover."""
-        draw = super()._random_action()
-        length = 1 + (self.policy.noise.uniform(self.n_envs) * self.hold).long().cpu().numpy()
-        if self._held is not None and len(self._held[1]) == self.n_envs:
-            held, left = self._held
-            going = left > 0
-            draw = torch.where(torch.as_tensor(going, device=draw.device)[:, None], held, draw)
-            length = np.where(going, left, length)
-        self._held = draw, length - 1
-        return draw
-
     # -- in files ---------------------------------------------------------------------------------------------
 
     def _run_facts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -184,8 +170,6 @@ class StagedAgent(WorldModelAgent):
             tensors["run/stages/told"] = torch.as_tensor(np.stack(self._told))
         if self._first_weights is not None:
             tensors["run/stages/first_weights"] = self._first_weights
-        if self._held is not None:
-            tensors["run/stages/held"], tensors["run/stages/left"] = self._held[0], torch.as_tensor(self._held[1])
         return facts, tensors
 
     def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
@@ -195,5 +179,3 @@ class StagedAgent(WorldModelAgent):
         self._codes_state = run["codes"]
         self._told = list(tensors["stages/told"].cpu().numpy()) if "stages/told" in tensors else []
         self._first_weights = tensors.get("stages/first_weights")
-        if "stages/held" in tensors:
-            self._held = tensors["stages/held"], tensors["stages/left"].cpu().numpy()

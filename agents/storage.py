@@ -61,6 +61,7 @@ class Storable(Resumable):
     generator: torch.Generator
     interrupt_folder: Path
     _carry: Carry | None
+    _held: tuple[Tensor, np.ndarray] | None
     optimizers: dict[str, torch.optim.Optimizer]
     _saved_starts: StartStates | None = None
     _saved_whole: tuple[int, Path | None] = (-1, None)
@@ -170,6 +171,8 @@ class Storable(Resumable):
                 (*self._carry.state._fields, "action"), (*self._carry.state, self._carry.action), strict=True
             ):
                 tensors[f"run/carry/{name}"] = leaf
+        if self._held is not None:
+            tensors["run/held/action"], tensors["run/held/left"] = self._held[0], torch.as_tensor(self._held[1])
         for i, state in enumerate(self._states_of_envs()):
             tensors[f"run/env/{i}"] = torch.as_tensor(np.asarray(state["actions"]))
             facts.setdefault("envs", []).append({k: v for k, v in state.items() if k != "actions"})
@@ -317,6 +320,8 @@ class Storable(Resumable):
             blank = self.policy.initial_carry(self.n_envs)
             state = type(blank.state)(**{name: leaves[name].to(self.device) for name in blank.state._fields})
             self._carry = Carry(state, leaves["action"].to(self.device))
+        if "held/action" in tensors:
+            self._held = tensors["held/action"].to(self.device), tensors["held/left"].cpu().numpy()
         self._env_states = [
             {**facts, "actions": tensors[f"env/{i}"].cpu().numpy()} for i, facts in enumerate(run.get("envs", []))
         ] or None

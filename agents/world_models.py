@@ -81,7 +81,6 @@ class WorldModels(StagedAgent):
         dream_horizon: steps after which a dream is cut.
         starts: where dreams begin, at first steps of "episode"s or at "any" step.
         real_envs: processes in which C's real episodes run, when `env` is an id; 0: in the environment it has.
-        hold: a random action is held for 1 to this many decisions.
         exploration_noise: while C collects, deviation of the noise on continuous actions; for discrete ones the
             probability of a random one.
         options: the rest of `WorldModelAgent`'s arguments.
@@ -134,7 +133,6 @@ class WorldModels(StagedAgent):
         dream_horizon: int = 1000,
         starts: Literal["episode", "any"] = "episode",
         real_envs: int = 2,
-        hold: int = 1,
         exploration_noise: float = 0.1,
         **options: Any,
     ) -> None:
@@ -149,7 +147,7 @@ class WorldModels(StagedAgent):
         self.sigma, self.weight_decay = sigma, weight_decay
         self.evaluate_every, self.evaluate_rollouts = evaluate_every, evaluate_rollouts
         self.temperature, self.ends, self.dream_horizon, self.starts = temperature, ends, dream_horizon, starts
-        self.real_envs, self.hold, self.exploration_noise = real_envs, hold, exploration_noise
+        self.real_envs, self.exploration_noise = real_envs, exploration_noise
         self._check_own_arguments()
         self._begin_stages()
         self._codes: SequenceReplay | None = None
@@ -168,7 +166,7 @@ class WorldModels(StagedAgent):
 
     def _check_own_arguments(self) -> None:
         check_choices(self, {"train_in": ("dream", "real"), "ends": ("sample", "threshold", "never")})
-        least = dict.fromkeys(("vision_batch", "iterations", "rollouts", "dream_horizon", "hold", "evaluate_every"), 1)
+        least = dict.fromkeys(("vision_batch", "iterations", "rollouts", "dream_horizon", "evaluate_every"), 1)
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least)
         check_range(self, ("temperature", "exploration_noise", "sigma"))
