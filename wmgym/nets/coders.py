@@ -31,6 +31,9 @@ from wmgym.nets.patches import PatchImageDecoder, PatchImageEncoder
 from wmgym.spaces import is_image
 
 Likelihood = Literal["mse", "normal"]
+_ROWS = 64
+"""Pictures that a processor draws at once: what it does with so many stays in its cache, and takes half the time."""
+
 _ImageEncoder = DreamerImageEncoder | V3ImageEncoder | PatchImageEncoder
 _ImageDecoder = DreamerImageDecoder | V3ImageDecoder | PatchImageDecoder
 _IMAGE_ENCODERS: dict[ImageNet, type[_ImageEncoder]] = {
@@ -237,10 +240,17 @@ class Decoder(nn.Module):
         Returns:
             By key: pictures (..., H, W, C) uint8, vectors (..., N) and single numbers (...) float32.
         """
+        rows = features.reshape(-1, features.shape[-1])
+        few = self.pictures is not None and rows.device.type == "cpu" and not torch.compiler.is_compiling()
+        drawn = [self._observe(part, keys) for part in (rows.split(_ROWS) if few else (rows,))]
+        lead = features.shape[:-1]
+        return {key: torch.cat([part[key] for part in drawn]).reshape((*lead, *self._shapes[key])) for key in drawn[0]}
+
+    def _observe(self, features: Tensor, keys: Collection[str] | None) -> dict[str, Tensor]:
         drawn = {}
         for key, mean in self(features, keys).items():
             if key in self._pictures:
-                drawn[key] = ((mean - self._offset) * 255.0).round().clamp(0, 255).to(torch.uint8)
+                drawn[key] = (mean - self._offset).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)
             else:
                 drawn[key] = symexp(mean) if self.config.symlog else mean
         return drawn
