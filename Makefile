@@ -2,7 +2,7 @@
 # make test    ruff, mypy and the tests that are not slow
 # make test-oldest   those tests with the oldest gymnasium, Stable-Baselines3 and shimmy that are supported
 # make bench   measures speed, the short form; writes benchmarks/RESULTS.md (beside sheeprl where make bench-peers has run)
-# make bench-peers   builds .venv-peers, an environment of its own with sheeprl, for the benchmarks
+# make bench-peers   builds .venv-peers, an environment of its own with sheeprl, torchrl and simulusion, for the benchmarks
 # make demo    trains a Dreamer, opens its world as Dream-v0, trains PPO or SAC inside; writes runs/demo/
 
 PYTHON ?= python3
@@ -66,7 +66,7 @@ bench-peers: $(PEERS_STAMP)
 $(PEERS_STAMP):
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)"
-	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)" "sheeprl[dmc]==0.8.4" "mujoco>=3.17,<4"
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)" "sheeprl[dmc]==0.8.4" "simulusion==1.1.0" "torchrl==0.14.1" "mujoco>=3.17,<4"
 	@touch $(PEERS_STAMP)
 
 demo: setup

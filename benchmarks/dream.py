@@ -4,7 +4,8 @@
     python -m benchmarks.dream --threads 1 4 --seconds 3
     python -m benchmarks.dream --device cuda --dreams 4096 65536
 
-Everything is measured in one process, one after the other. Rates are decisions a second of processor time for one
+Everything is measured one after the other; simulusion's environment, where `make bench-peers` has run, in a process of
+its own. Rates are decisions a second of processor time for one
 thread (what other programs take of the machine then counts for little), of the wall clock for more.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agents.dreamer import flagship_world
 from benchmarks.report import facts, markdown, save
+from benchmarks.serving import PEERS, Spec, Worker, clock_of
 from wmgym.dream import DreamEnv, DreamModel, DreamVectorEnv, StartStates, as_model
 from wmgym.real import make_env
 from wmgym.rendering import RenderingError
@@ -33,6 +36,11 @@ from wmgym.worlds.rssm import RSSM
 
 ENV = "dm_control/walker-walk-v0"
 SIZES = (1, 16, 256, 1024, 4096)
+_MARKS = {
+    "compiled": ", compiled",
+    "dummy": ", DummyVecEnv of single dreams",
+    "simulusion": ", simulusion's WorldModelEnv in a SyncVectorEnv, the same world",
+}
 CLOCKS = "One thread: a second of processor time. More threads, and GPUs: a second of the wall clock."
 
 
@@ -170,14 +178,31 @@ def measure_dreams(clock: Clock, pixels: bool, sizes: tuple[int, ...]) -> list[d
     return rows
 
 
+def measure_simulusion(pixels: bool, threads: int, count: int = 16, repeats: int = 30) -> list[dict[str, Any]]:
+    """The rate of as many of simulusion's environments around the same world; nothing where it is not installed."""
+    if not PEERS.exists():
+        return []
+    what = "pixels" if pixels else "state"
+    with Worker("benchmarks.simulusion_dreams", PEERS) as worker:
+        worker.build(Spec("simulusion", what, batch=count, threads=threads))
+        spent = [worker.run()[clock_of(threads)] for _ in range(repeats)]
+    return [
+        {"world": what, "observation": "decoded", "dreams": count, "threads": threads, "simulusion": True,
+         "device": "cpu", "compiled": False, "rate": count / statistics.median(spent)}
+    ]  # fmt: skip
+
+
 def ratios(real: dict[str, float], rows: list[dict[str, Any]]) -> dict[str, float]:
     """What the dreams are compared with, uncompiled and one thread: as many times as fast."""
     plain = [row for row in rows if row["threads"] == 1 and not row["compiled"]]
     best = {(row["world"], row["observation"]): row["rate"] for row in plain if row["dreams"] == 1024}
     dummy = {row["world"]: row["rate"] for row in plain if row.get("dummy")}
+    peer = {row["world"]: row["rate"] for row in plain if row.get("simulusion")}
     found = {}
     for world in ("state", "pixels"):
         found[f"1024 dreams, {world} decoded, over DummyVecEnv of 16"] = best[world, "decoded"] / dummy[world]
+        if world in peer:
+            found[f"1024 dreams, {world} decoded, over simulusion's 16"] = best[world, "decoded"] / peer[world]
     reference = real.get("real, pixels, reference rendering")
     if reference:
         for world, observation in (("pixels", "latent"), ("pixels", "decoded"), ("state", "decoded")):
@@ -191,7 +216,7 @@ def table(result: dict[str, Any]) -> str:
     rows: list[list[Any]] = [[name, "-", "-", f"{rate:,.0f}", "-"] for name, rate in result["real"].items()]
     for row in result["dreams"]:
         name = f"{row['world']}, {row['observation']}"
-        name += ", DummyVecEnv of single dreams" if row.get("dummy") else ", compiled" if row["compiled"] else ""
+        name += next((words for mark, words in _MARKS.items() if row.get(mark)), "")
         share = f"1 / {row['times_the_floor']:.1f}" if "times_the_floor" in row else "-"
         where = row["threads"] if row["device"] == "cpu" else row["device"]
         rows.append([name, row["dreams"], where, f"{row['rate']:,.0f}", share])
@@ -211,6 +236,7 @@ def run(threads: tuple[int, ...], seconds: float, sizes: tuple[int, ...], device
     clock = Clock(1, seconds, device)
     real = measure_real(Clock(1, seconds))
     rows = [row for world in (False, True) for row in measure_dreams(clock, world, sizes)]
+    rows += [row for world in (False, True) for row in measure_simulusion(world, 1)]
     for count in threads if device == "cpu" else ():
         if count > 1:
             rows += measure_dreams(Clock(count, seconds), False, sizes)

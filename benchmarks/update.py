@@ -28,9 +28,8 @@ from typing import Any
 import torch
 
 from benchmarks import report
-from benchmarks.serving import ROOT, Spec, Worker, alternate, clock_of
+from benchmarks.serving import PEERS, Spec, Worker, alternate, clock_of
 
-PEERS = ROOT / ".venv-peers" / "bin" / "python"
 NAMES = {"dreamer": "Dreamer", "dreamer_v1": "DreamerV1", "dreamer_v2": "DreamerV2", "dreamer_v3": "DreamerV3"}
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 """glibc keeps freed memory instead of asking the machine for new pages at every large tensor."""
