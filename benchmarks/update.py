@@ -1,6 +1,6 @@
-"""What an update costs: world and behaviour, beside sheeprl's in the same run and beside the arithmetic floor.
+"""What an update costs: world and behaviour, beside its peers' in the same run and beside the arithmetic floor.
 
-    make bench-peers                          # once: sheeprl in an environment of its own
+    make bench-peers                          # once: sheeprl and TorchRL in an environment
     python -m benchmarks.update --short       # small batches, minutes
     python -m benchmarks.update               # all rows; bigger batches take an hour on one core
     python -m benchmarks.update --growth      # how the cost grows with batch, length and size, without a peer
@@ -31,6 +31,8 @@ from benchmarks import report
 from benchmarks.serving import PEERS, Spec, Worker, alternate, clock_of
 
 NAMES = {"dreamer": "Dreamer", "dreamer_v1": "DreamerV1", "dreamer_v2": "DreamerV2", "dreamer_v3": "DreamerV3"}
+RATIOS = {"peer": "ratio", "torchrl": "torchrl_ratio"}
+"""How much faster ours is than sheeprl and than TorchRL, in a row of the result."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 """glibc keeps freed memory instead of asking the machine for new pages at every large tensor."""
 
@@ -70,7 +72,7 @@ def rows_of_growth() -> list[Spec]:
 
 
 def measure(spec: Spec, workers: Mapping[str, Worker], repeats: int) -> dict[str, Any]:
-    """One row: the median update of each worker ("ours", and "peer" where there is one)."""
+    """One row: the median update of each worker ("ours", and of "peer", sheeprl, and "torchrl" those there are)."""
     built = {name: worker.build(spec) for name, worker in workers.items()}
     parameters = {name: answer["parameters"] for name, answer in built.items()}
     require_same(parameters)
@@ -88,8 +90,9 @@ def measure(spec: Spec, workers: Mapping[str, Worker], repeats: int) -> dict[str
             "processor_s": [round(one["processor_s"], 4) for one in measured],
             "peak_mb": round(max(one["peak_mb"] for one in measured)),
         }
-    if "peer" in row:
-        row["ratio"] = statistics.median(b[clock] / a[clock] for a, b in zip(times["ours"], times["peer"], strict=True))
+    for name, ratio in RATIOS.items():
+        if name in times:
+            row[ratio] = statistics.median(b[clock] / a[clock] for a, b in zip(times["ours"], times[name], strict=True))
     return row
 
 
@@ -112,9 +115,16 @@ def measure_all(
         workers = {"ours": stack.enter_context(Worker("benchmarks.ours", Path(sys.executable), environment))}
         if peer:
             workers["peer"] = stack.enter_context(Worker("benchmarks.peers", PEERS, environment))
+        if peer and any(map(in_torchrl, specs)):
+            workers["torchrl"] = stack.enter_context(Worker("benchmarks.torchrl_peer", PEERS, environment))
         for spec in specs:
-            beside = {name: worker for name, worker in workers.items() if name == "ours" or not spec.defaults}
-            yield measure(spec, beside, repeats)
+            able = {"ours": True, "peer": not spec.defaults, "torchrl": in_torchrl(spec)}
+            yield measure(spec, {name: worker for name, worker in workers.items() if able[name]}, repeats)
+
+
+def in_torchrl(spec: Spec) -> bool:
+    """Whether TorchRL has the parts of this update."""
+    return spec.agent == "dreamer_v1" and spec.observation == "pixels" and spec.device == "cpu"
 
 
 # -- the table ------------------------------------------------------------------------------------------------
@@ -129,12 +139,14 @@ def describe(row: dict[str, Any]) -> list[str]:
     cells = [name, spec.observation, f"{spec.batch} x {spec.length}", precision, where]
     cells.append(f"{ours['parameters'] / 1e6:.2f}" + (f" / {peer['parameters'] / 1e6:.2f}" if peer else ""))
     cells += [f"{ours['seconds']:.3f}", f"{peer['seconds']:.3f}" if peer else "-"]
-    cells += [f"{row['ratio']:.2f}" if peer else "-", f"{ours['seconds'] / row['floor_s']:.1f}"]
+    cells += [f"{row[name]:.2f}" if name in row else "-" for name in RATIOS.values()]
+    cells.append(f"{ours['seconds'] / row['floor_s']:.1f}")
     return [*cells, f"{ours['peak_mb']:,}" + (f" / {peer['peak_mb']:,}" if peer else ""), str(row["load"])]
 
 
 COLUMNS = ["agent", "from", "B x T", "precision", "threads", "M parameters, ours / sheeprl", "ours, s", "sheeprl, s",
-           "times as fast", "times the floor", "most MB so far, ours / sheeprl", "load"]  # fmt: skip
+           "times as fast", "times as fast as TorchRL", "times the floor", "most MB so far, ours / sheeprl",
+           "load"]  # fmt: skip
 
 
 def table(result: dict[str, Any]) -> str:
