@@ -5,7 +5,8 @@
 
 DreamerV3 of 1m parameters on walker-walk, one environment, action repeat 2. Each run is a process of its own, and each
 is done twice: to the end of the random decisions before learning, and on with learning. The difference between the two
-is what learning decisions cost, without start-up. Ours and sheeprl's take turns.
+is what learning decisions cost, without start-up. They take turns. Stable-Baselines3's SAC, which has no world, stands
+beside them with as many updates on as many steps: what a world costs.
 """
 
 from __future__ import annotations
@@ -84,9 +85,32 @@ def learn(run: Run) -> None:
     agent.learn(run.decisions, log_interval=None)
 
 
-def our_command(run: Run) -> list[str]:
-    """A process that learns as `learn`."""
-    return [sys.executable, "-c", f"from benchmarks.train import Run, learn; learn({run!r})"]
+def learn_sac(run: Run) -> None:
+    """Stable-Baselines3's SAC with as many updates a decision, each on as many steps; its own defaults else."""
+    import torch
+    from stable_baselines3 import SAC
+
+    from wmgym import make_vec
+
+    torch.set_num_threads(1)
+    env = make_vec(ENV, 1, seed=0, observation=run.observation, action_repeat=REPEAT)
+    agent = SAC(
+        "MlpPolicy" if run.observation == "state" else "CnnPolicy",
+        env,
+        learning_starts=run.starts,
+        batch_size=run.batch * run.length,
+        train_freq=max(1, round(1 / run.updates_per_decision)),
+        gradient_steps=max(1, round(run.updates_per_decision)),
+        buffer_size=max(run.decisions + 1000, 10_000),
+        device="cpu",
+        seed=0,
+    )
+    agent.learn(run.decisions, log_interval=None)
+
+
+def our_command(run: Run, function: str = "learn") -> list[str]:
+    """A process that learns as `learn`, or another function of this module, does."""
+    return [sys.executable, "-c", f"from benchmarks.train import Run, {function}; {function}({run!r})"]
 
 
 def peer_command(run: Run, folder: str) -> list[str]:
@@ -135,9 +159,11 @@ def cost(command: list[str]) -> Cost:
 
 
 def measure(run: Run, peer: bool) -> list[dict[str, Any]]:
-    """Both sides' runs, in turn."""
+    """Every side's runs, in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = {"ours": our_command, **({"sheeprl": lambda r: peer_command(r, folder)} if peer else {})}
+        sides = {"ours": our_command, "SB3's SAC": lambda r: our_command(r, "learn_sac")}
+        if peer:
+            sides["sheeprl"] = lambda r: peer_command(r, folder)
         start = {name: cost(make(run.to_learning())) for name, make in sides.items()}
         whole = {name: cost(make(run)) for name, make in sides.items()}
     env_steps = (run.decisions - run.starts) * REPEAT
