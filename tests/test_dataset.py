@@ -113,6 +113,19 @@ def test_a_replay_and_its_file_are_data_sets(tmp_path: Path) -> None:
     assert len(load_dataset(path).replay) == len(replay)
 
 
+def test_several_are_one(tmp_path: Path) -> None:
+    """Every step of every part is there, and no sequence runs on from one part into the next."""
+    folder = record(Walk(), right, 10, tmp_path / "walk")
+    replay = load_dataset(record(Walk(), None, 20, tmp_path / "more", seed=1)).replay
+    whole = load_dataset([folder, replay])
+    assert whole.env == load_dataset(folder).env
+    parts = [load_dataset(folder).replay, replay]
+    assert len(whole.replay) == sum(map(len, parts))
+    (joined,) = whole.replay.steps(0, 1000)
+    for name in ("reward", "action", "is_first", "is_terminal"):
+        np.testing.assert_array_equal(joined[name], np.concatenate([next(part.steps(0, 1000))[name] for part in parts]))
+
+
 def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
@@ -171,6 +184,11 @@ def test_what_cannot_be_recorded_or_read(tmp_path: Path) -> None:
     record(Walk(), None, 3, tmp_path / "walk")
     with pytest.raises(ValueError, match="another observation_space: choose another folder"):
         record(Walk(keys=True), None, 3, tmp_path / "walk")
-    with pytest.raises(TypeError, match="not a list"):
+    with pytest.raises(TypeError, match="not a int"):
         load_dataset([1, 2])
+    with pytest.raises(ValueError, match="no data set in the list"):
+        load_dataset([])
+    keys = record(Walk(keys=True), None, 3, tmp_path / "keys")
+    with pytest.raises(ValueError, match="one observation_space, but these have Box"):
+        load_dataset([tmp_path / "walk", keys])
     assert isinstance(load_dataset(tmp_path / "walk").replay, SequenceReplay)

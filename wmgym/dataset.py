@@ -33,6 +33,7 @@ from wmgym.spaces import OBSERVATION, action_size, as_dict, as_dict_space
 
 INDEX = "dataset.json"
 FORMAT = "wmgym-episodes"
+_STEPS_AT_ONCE = 1000
 
 
 @runtime_checkable
@@ -224,12 +225,15 @@ def load_dataset(data: Any) -> Dataset:
 
     Args:
         data: a folder as `record` writes it, a replay (or the path of a saved one, `*.zip`), or a Minari data set
-            (`minari.load_dataset(...)`; extra `minari`).
+            (`minari.load_dataset(...)`; extra `minari`); or a list of such, which are learnt from together.
 
     Raises:
         CheckpointError: naming the file and the fault.
         TypeError: for anything else.
+        ValueError: for a list of none, or of data whose spaces differ.
     """
+    if isinstance(data, list | tuple):
+        return _join([load_dataset(one) for one in data])
     if isinstance(data, Dataset):
         return data
     if isinstance(data, SequenceReplay):
@@ -243,6 +247,28 @@ def load_dataset(data: Any) -> Dataset:
         f"A data set is a folder of episodes (wmgym.record), a SequenceReplay or a Minari data set, not a "
         f"{type(data).__name__}."
     )
+
+
+def _join(parts: list[Dataset]) -> Dataset:
+    """All steps of all parts; what is known of the environment is what the first that knows it says."""
+    if not parts:
+        raise ValueError("There is no data set in the list: name one or more.")
+    first = parts[0].replay
+    for part in parts[1:]:
+        for name in ("observation_space", "action_space"):
+            if getattr(part.replay, name) != getattr(first, name):
+                raise ValueError(
+                    f"Data sets of one world have one {name}, but these have {getattr(first, name)} and "
+                    f"{getattr(part.replay, name)}."
+                )
+    joined = SequenceReplay(sum(len(part.replay) for part in parts), first.observation_space, first.action_space)
+    for replay, env in [(part.replay, env) for part in parts for env in range(part.replay.n_envs)]:
+        joined.mark_cut()
+        for steps in replay.steps(env, _STEPS_AT_ONCE):
+            for t in range(len(steps["reward"])):
+                observation = {key: value[t][None] for key, value in steps["observation"].items()}
+                joined.add(observation, **{key: steps[key][t][None] for key in steps if key != "observation"})
+    return Dataset(joined, next((part.env for part in parts if part.env), {}))
 
 
 def _load_folder(folder: Path) -> Dataset:

@@ -39,7 +39,8 @@ def fit_world(
     """Learn a world from recorded episodes alone.
 
     Args:
-        dataset: a folder that `wmgym.record` wrote, a `SequenceReplay`, or a Minari data set (`load_dataset`).
+        dataset: a folder that `wmgym.record` wrote, a `SequenceReplay`, or a Minari data set (`load_dataset`); or a
+            list of such.
         world: a kind of world (`wmgym.worlds.store.WORLDS`).
         updates: steps of Adam.
         batch_size: sequences in a batch.
@@ -58,7 +59,8 @@ def fit_world(
         from the episodes, and what is known of the environment.
 
     Raises:
-        ValueError: for an unknown kind of world, fewer than 1 update, or no two steps that follow each other.
+        ValueError: for an unknown kind of world, fewer than 1 update, no two steps that follow each other, or data sets
+            of different spaces.
         TypeError: for a configuration that the world does not have.
         CheckpointError: for a data set that cannot be read.
 

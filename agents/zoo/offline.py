@@ -6,7 +6,7 @@
 
 The second line records first: an agent at several levels of noise, random actions, held ones and none. What is in the
 folder already is kept and learnt from too. The third learns from all that an agent lived through while it learnt
-(`save_replay_buffer`).
+(`save_replay_buffer`). Several of them are learnt from together.
 """
 
 from __future__ import annotations
@@ -67,12 +67,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("data", type=Path, help="folder of recorded episodes, or a saved replay")
+    add("data", type=Path, nargs="+", help="folders of recorded episodes, or saved replays")
     add("--save", type=Path, required=True, help="where the world is written")
-    add("--record", metavar="ENV", help="record episodes of this environment into the folder first")
+    add("--record", metavar="ENV", help="record episodes of this environment into the (first) folder first")
     add("--agent", type=Path, help="checkpoint of the agent that acts, or whose replay it is; without, random actions")
     add("--steps", type=int, default=50_000, help="decisions to record")
     add("--updates", type=int, default=10_000)
+    add("--sizes", type=int, nargs=3, default=(200, 30, 200), metavar=("DETER", "STOCH", "UNITS"), help="of the world")
     add("--ensemble", type=int, default=0, help="predictors whose disagreement tells what the world does not know")
     add("--starts", type=int, default=256, help="states kept for dreams to begin from")
     add("--seed", type=int, default=0)
@@ -85,8 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
     if args.record:
-        record_mixture(args.data, args.record, args.agent, args.steps, args.seed)
-    config = flagship_world(deter=200, stoch=30, units=200, depth=16, picture_share=0.25)
+        record_mixture(args.data[0], args.record, args.agent, args.steps, args.seed)
+    deter, stoch, units = args.sizes
+    config = flagship_world(deter, stoch, units, depth=16, picture_share=0.25)
     config = dataclasses.replace(config, ensemble=args.ensemble)
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
