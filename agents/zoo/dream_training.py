@@ -3,10 +3,11 @@
     python -m agents.zoo.dream_training walker.zip --algo sac --seed 0
     python -m agents.zoo.dream_training walker.zip --algo ppo --judge another_walker.zip
 
-No real step is taken but to evaluate. With `--judge` the agent kept is the one that was best in the dream of another
-world of the same environment: an agent that lives on the errors of its own world fails there, and to see it takes no
-real step either. The same command goes on where an interrupted run stopped. Hyperparameters are in
-zoo_configs/dream.yml; the result goes to zoo_configs/results/dream/<algo>/<environment>/<name>-seed<k>.json.
+No real step is taken but to evaluate. With `--also` the dreams are spread over several worlds, and what fools one of
+them does not fool the others. With `--judge` the agent kept is the one that was best in the dream of another world of
+the same environment: an agent that lives on the errors of its own world fails there, and to see it takes no real step
+either. The same command goes on where an interrupted run stopped. Hyperparameters are in zoo_configs/dream.yml; the
+result goes to zoo_configs/results/dream/<algo>/<environment>/<name>-seed<k>.json.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shlex
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -38,7 +40,7 @@ from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
 from agents.zoo.results import describe_commit, describe_machine, result_path
-from wmgym.dream import DreamModel, DreamVecEnv, load_model
+from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
 from wmgym.files import atomic_writer
 
 LEARNERS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dreamer": Dreamer}
@@ -62,6 +64,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=float, help="dreamt steps, instead of those of zoo_configs/dream.yml")
     add("--eval-every", type=float, help="dreamt steps between evaluations; a tenth of all by default")
     add("--eval-episodes", type=int, default=10)
+    add("--also", type=Path, nargs="+", default=[], help="further worlds; the dreams are spread over all of them")
     add("--judge", type=Path, help="checkpoint of another world, whose dream says which agent is kept")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     add("--dream", nargs="*", default=[], metavar="NAME=VALUE", help="override settings of the dream")
@@ -78,18 +81,26 @@ def read_settings(algo: str, changes: dict[str, Any], dream_changes: dict[str, A
     return {**settings, "dream": {**settings["dream"], **dream_changes}}
 
 
-def make_agent(algo: str, model: DreamModel, path: Path, settings: dict[str, Any], seed: int) -> BaseAlgorithm:
-    """An untrained agent in dreams of `model`, which lies at `path`."""
+def make_agent(
+    algo: str, models: Sequence[DreamModel], path: Path, settings: dict[str, Any], seed: int
+) -> BaseAlgorithm:
+    """An untrained agent in dreams of `models`, of which the first lies at `path`."""
     own = {name: value for name, value in settings.items() if name not in _NOT_THE_AGENTS}
     if algo == "dreamer":
         env_kwargs = {"model": str(path), **settings["dream"]}
         return Dreamer("Dream-v0", env_kwargs=env_kwargs, n_envs=settings["dreams"], seed=seed, **own)
-    return LEARNERS[algo]("MlpPolicy", make_dreams(model, settings, seed), seed=seed, device="cpu", **own)
+    return LEARNERS[algo]("MlpPolicy", make_dreams(models, settings, seed), seed=seed, device="cpu", **own)
 
 
-def make_dreams(model: DreamModel, settings: dict[str, Any], seed: int) -> VecEnv:
+def make_dreams(models: Sequence[DreamModel], settings: dict[str, Any], seed: int) -> VecEnv:
     """The dreams that an agent is trained in, observations and rewards normalised if `normalize` says so."""
-    dreams = VecMonitor(DreamVecEnv(settings["dreams"], model, seed=seed, **settings["dream"]))
+    counts = [len(part) for part in np.array_split(range(settings["dreams"]), len(models))]
+    seeds = seed + np.cumsum([0, *counts[:-1]])
+    parts = [
+        DreamVecEnv(count, model, seed=int(first), **settings["dream"])
+        for count, model, first in zip(counts, models, seeds, strict=True)
+    ]
+    dreams = VecMonitor(JoinedVecEnv(parts) if len(parts) > 1 else parts[0])
     return VecNormalize(dreams, gamma=settings["gamma"]) if settings.get("normalize") else dreams
 
 
@@ -209,10 +220,15 @@ class DreamRecorder(BaseCallback):
         return True
 
 
+def checksum(path: Path) -> str:
+    """Which file it is."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str, Any]) -> dict[str, Any]:
     """What a result says of how it came about."""
     # Where the worlds lie is of no use elsewhere; which they are, their checksums say.
-    names = {str(path): path.name for path in (args.model, args.judge) if path}
+    names = {str(path): path.name for path in (args.model, *args.also, args.judge) if path}
     argv = [names.get(word, word) for word in sys.orig_argv[1:]]
     return {
         "algo": args.algo,
@@ -220,8 +236,9 @@ def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str
         "env_id": model.env.get("id"),
         "seed": args.seed,
         "settings": settings,
-        "model_sha256": hashlib.sha256(args.model.read_bytes()).hexdigest(),
-        **({"judge_sha256": hashlib.sha256(args.judge.read_bytes()).hexdigest()} if args.judge else {}),
+        "model_sha256": checksum(args.model),
+        **({"also_sha256": [checksum(path) for path in args.also]} if args.also else {}),
+        **({"judge_sha256": checksum(args.judge)} if args.judge else {}),
         **_describe_teacher(args, model),
         "command": shlex.join([Path(sys.executable).name, *argv]),
         "commit": describe_commit(),
@@ -251,6 +268,8 @@ def train(args: argparse.Namespace) -> Path:
     """Train and evaluate; returns the path of the result."""
     model = load_model(args.model)
     settings = read_settings(args.algo, overrides(args.set), overrides(args.dream))
+    if args.also and args.algo == "dreamer":
+        raise ValueError("A Dreamer dreams in one world (Dream-v0): leave --also to ppo and sac.")
     steps = int(args.steps or settings["steps"])
     env_id = model.env.get("id", "unknown")
     path = result_path(args.results / "dream", args.algo, env_id, args.name, args.seed)
@@ -265,18 +284,19 @@ def train(args: argparse.Namespace) -> Path:
     every = int(args.eval_every or steps // 10)
     judge = load_model(args.judge) if args.judge else None
     recorder = DreamRecorder(path, agent_path, model, every, args.eval_episodes, facts, judge)
+    models = [model, *map(load_model, args.also)]
     if before:
-        agent = _load(args.algo, agent_path, model, settings, args.seed)
+        agent = _load(args.algo, agent_path, models, settings, args.seed)
         recorder.continue_from(before, agent.num_timesteps)
     else:
-        agent = make_agent(args.algo, model, args.model, settings, args.seed)
+        agent = make_agent(args.algo, models, args.model, settings, args.seed)
     return _learn(agent, recorder, steps)
 
 
-def _load(algo: str, path: Path, model: DreamModel, settings: dict[str, Any], seed: int) -> BaseAlgorithm:
+def _load(algo: str, path: Path, models: Sequence[DreamModel], settings: dict[str, Any], seed: int) -> BaseAlgorithm:
     if algo == "dreamer":
         return Dreamer.load(path, device="cpu")
-    dreams = restore_normalisers(make_dreams(model, settings, seed), path)
+    dreams = restore_normalisers(make_dreams(models, settings, seed), path)
     agent = LEARNERS[algo].load(path, dreams, device="cpu")
     if isinstance(agent, SAC):  # its replay is dreamt anew, which costs no real step
         agent.learning_starts += agent.num_timesteps

@@ -15,7 +15,7 @@ from agents import Dreamer
 from agents.evaluation import evaluate_real
 from agents.zoo import dream_training, offline
 from wmgym import StartStates, as_model, make_env
-from wmgym.dream import load_model
+from wmgym.dream import JoinedVecEnv, load_model
 from wmgym.worlds.rssm import RSSM, RSSMConfig
 
 TINY = {"deter": 16, "stoch": 4, "units": 16, "batch_size": 2, "batch_length": 8, "horizon": 3, "imagine_starts": 8,
@@ -84,7 +84,7 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_left_alone(
 def test_what_observations_are_normalised_by_is_kept_without_a_pickle(world: Path, tmp_path: Path) -> None:
     result = run(world, tmp_path, *PPO, "--steps", "64", "--eval-every", "32")
     path, model = tmp_path / "runs/ppo/CartPole-v1/dreamer-seed0.zip", load_model(world)
-    dreams = dream_training.make_dreams(model, result["settings"], 0)
+    dreams = dream_training.make_dreams([model], result["settings"], 0)
     fresh = dreams.obs_rms.mean.copy()
     agent = stable_baselines3.PPO.load(path, dream_training.restore_normalisers(dreams, path))
     assert not np.allclose(agent.get_vec_normalize_env().obs_rms.mean, fresh)
@@ -109,6 +109,17 @@ def test_another_world_judges_which_agent_is_kept(world: Path, tmp_path: Path, m
     for name, verdict in (("dreamer-seed0", 7.0), ("dreamer-seed0-kept", 9.0)):
         agent = stable_baselines3.PPO.load(folder / f"{name}.zip")
         assert torch.equal(agent.policy.state_dict()["action_net.weight"], saved[verdict])
+
+
+def test_dreams_are_spread_over_several_worlds(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = []
+    monkeypatch.setattr(dream_training, "JoinedVecEnv", lambda parts: joined.append(parts) or JoinedVecEnv(parts))
+    result = run(world, tmp_path, *PPO, "--steps", "96", "--also", str(world), str(world))
+    assert [part.num_envs for part in joined[0]] == [2, 1, 1]
+    assert result["also_sha256"] == [result["model_sha256"]] * 2
+    assert result["complete"]
+    with pytest.raises(ValueError, match="A Dreamer dreams in one world"):
+        run(world, tmp_path, "--algo", "dreamer", "--also", str(world))
 
 
 def test_a_dreamer_learns_in_the_dream_of_a_dreamer_and_the_teacher_is_evaluated(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""World models as environments: one dream, many dreams, and many dreams for stable-baselines3."""
+"""World models as environments: one dream, many dreams, and many dreams for stable-baselines3, of several worlds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wmgym.dream.starts import StartStates
 from wmgym.dream.vector import DreamState, DreamVectorEnv
 
 if TYPE_CHECKING:
+    from wmgym.dream.joined import JoinedVecEnv
     from wmgym.dream.sb3 import DreamVecEnv
 
 __all__ = [
@@ -20,15 +21,18 @@ __all__ = [
     "DreamState",
     "DreamVecEnv",
     "DreamVectorEnv",
+    "JoinedVecEnv",
     "LatentObservation",
     "StartStates",
     "as_model",
     "load_model",
 ]
 
+_OF_SB3 = {"DreamVecEnv": "wmgym.dream.sb3", "JoinedVecEnv": "wmgym.dream.joined"}
+
 
 def __getattr__(name: str) -> Any:
     # stable-baselines3 takes a second to import: only those who use it wait.
-    if name == "DreamVecEnv":
-        return importlib.import_module("wmgym.dream.sb3").DreamVecEnv
+    if name in _OF_SB3:
+        return getattr(importlib.import_module(_OF_SB3[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
