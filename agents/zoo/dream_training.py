@@ -33,6 +33,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecNormalize
 
 from agents import Dreamer
@@ -85,11 +86,18 @@ def make_agent(
     algo: str, models: Sequence[DreamModel], path: Path, settings: dict[str, Any], seed: int
 ) -> BaseAlgorithm:
     """An untrained agent in dreams of `models`, of which the first lies at `path`."""
-    own = {name: value for name, value in settings.items() if name not in _NOT_THE_AGENTS}
+    own = {name: _scheduled(value) for name, value in settings.items() if name not in _NOT_THE_AGENTS}
     if algo == "dreamer":
         env_kwargs = {"model": str(path), **settings["dream"]}
         return Dreamer("Dream-v0", env_kwargs=env_kwargs, n_envs=settings["dreams"], seed=seed, **own)
     return LEARNERS[algo]("MlpPolicy", make_dreams(models, settings, seed), seed=seed, device="cpu", **own)
+
+
+def _scheduled(value: Any) -> Any:
+    """RL Zoo's "lin_0.001" as the schedule that it stands for, from that to nothing; all else as it is."""
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    return value
 
 
 def make_dreams(models: Sequence[DreamModel], settings: dict[str, Any], seed: int) -> VecEnv:

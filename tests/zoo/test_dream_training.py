@@ -91,6 +91,12 @@ def test_what_observations_are_normalised_by_is_kept_without_a_pickle(world: Pat
     assert evaluate_real(agent, model, 2).mean() == result["return_mean"][-1]
 
 
+def test_a_learning_rate_falls_to_nothing(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path, *PPO, "learning_rate=lin_0.01", "--steps", "64")
+    agent = stable_baselines3.PPO.load(tmp_path / "runs/ppo/CartPole-v1/dreamer-seed0.zip")
+    assert [agent.lr_schedule(left) for left in (1.0, 0.25, 0.0)] == pytest.approx([0.01, 0.0025, 0.0])
+
+
 def test_another_world_judges_which_agent_is_kept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     verdicts = iter([5.0, 9.0, 7.0])
     saved = {}
