@@ -37,9 +37,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m agents.zoo.take_cover", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--decisions", type=int, default=50_000, help="random decisions collected in the real game")
+    parser.add_argument("--decisions", type=int, default=100_000, help="random decisions collected in the real game")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes of each evaluation")
-    parser.add_argument("--table-generations", type=int, default=25, help="of C at each further temperature")
+    parser.add_argument("--table-generations", type=int, default=60, help="of C at each further temperature")
     parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     parser.add_argument("--out", type=Path, default=Path("runs/take_cover"))
