@@ -4,9 +4,9 @@
     python -m agents.zoo.offline recorded --record dm_control/walker-walk-v0 --agent walker.zip --save w.zip
     python -m agents.zoo.offline replay.zip --agent walker.zip --save w.zip
 
-The second line records first: an agent at several levels of noise, random actions, held ones and none. What is in the
-folder already is kept and learnt from too. The third learns from all that an agent lived through while it learnt
-(`save_replay_buffer`). Several of them are learnt from together.
+The second line records first: an agent at several levels of noise and pushed over, random actions, held ones and
+none. What is in the folder already is kept and learnt from too. The third learns from all that an agent lived through
+while it learnt (`save_replay_buffer`). Several of them are learnt from together.
 """
 
 from __future__ import annotations
@@ -22,29 +22,43 @@ import numpy as np
 import torch
 
 from agents.dreamer import flagship_world
-from agents.zoo.trust import agent_policies
+from agents.zoo.agent_files import load_agent
+from agents.zoo.trust import Corrigible, agent_policies
 from wmgym.dataset import load_dataset, record
 from wmgym.dream import load_model
 from wmgym.fit import fit_world
 from wmgym.real import make_env
 from wmgym.trust import Policy, simple_policies
-from wmgym.trust.policies import PolicyState
+from wmgym.trust.policies import NoisyPolicy, PolicyState
 
 NOISE = (0.0, 0.1, 0.3, 0.6)
 """How often the agent slips."""
+
+PUSHES = ((0.02, 15), (0.01, 40))
+"""How often it is pushed, and for how many decisions it cannot help it: who never fell cannot show how to get up."""
 
 PLAIN = ("random", "random, held 25", "still")
 """What is recorded beside it: who never held an action does not know that a pushed limb comes to rest."""
 
 
 def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, seed: int) -> None:
-    """Record random actions, held ones and none, and the agent at every level of noise; each gets as many steps."""
+    """Record random actions, held ones and none, and the agent, noisy and pushed; each of them gets as many steps."""
     simple = simple_policies(make_env(env_id).action_space, seed)
     policies: list[Any] = [_one_at_a_time(simple[name]) for name in PLAIN]
     if agent is not None:
         policies += agent_policies(agent, NOISE, seed).values()
+        policies += pushed_policies(agent, seed)
     for number, policy in enumerate(policies):
         record(env_id, policy, steps // len(policies), folder, seed=seed + 1000 * number)
+
+
+def pushed_policies(agent: Path, seed: int) -> list[Policy]:
+    """The agent, made to hold a random action every now and then."""
+    whole = load_agent(agent)
+    return [
+        NoisyPolicy(Corrigible(whole), whole.action_space, often, seed + 100 + number, hold)
+        for number, (often, hold) in enumerate(PUSHES)
+    ]
 
 
 def _one_at_a_time(policy: Policy) -> Callable[[Any], Any]:

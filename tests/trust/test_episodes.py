@@ -95,6 +95,8 @@ def test_noise_takes_over_as_often_as_it_says_and_says_so() -> None:
     np.testing.assert_array_equal(np.concatenate(told), actions)
     with pytest.raises(ValueError, match="probability"):
         NoisyPolicy(ConstantPolicy(BOX), BOX, epsilon=2.0, seed=0)
+    with pytest.raises(ValueError, match="hold=1 step or more, not 0"):
+        NoisyPolicy(ConstantPolicy(BOX), BOX, epsilon=0.5, seed=0, hold=0)
 
 
 @pytest.mark.parametrize("space", [BOX, spaces.Discrete(3)])
@@ -118,3 +120,19 @@ def test_a_policy_of_the_state_ignores_the_picture() -> None:
 def test_any_gymnasium_environment_can_be_recorded() -> None:
     env = Returnable(gym.make("CartPole-v1"))
     assert env.physics() is None
+
+
+def test_a_long_slip_is_one_action_and_ends_with_the_episode() -> None:
+    noisy = NoisyPolicy(ConstantPolicy(BOX), BOX, epsilon=0.1, seed=0, hold=4)
+    done = np.stack([noisy.predict(np.zeros((50, 2)))[0] for _ in range(40)])  # (time, row, A)
+    rest, _ = ConstantPolicy(BOX).predict(np.zeros((50, 2)))
+    slips = (done != rest).any(-1)
+    assert 0.2 < slips.mean() < 0.4  # 4 of every 4 + 1 / 0.1
+    changes = np.flatnonzero(slips[:, 0] & ~np.roll(slips[:, 0], 1))
+    for begin in changes[(changes > 0) & (changes < 36)]:
+        assert slips[begin : begin + 4, 0].all()
+        np.testing.assert_array_equal(done[begin : begin + 4, 0], np.tile(done[begin, 0], (4, 1)))
+    always = NoisyPolicy(ConstantPolicy(BOX), BOX, epsilon=1.0, seed=0, hold=100)
+    first = always.predict(np.zeros((1, 2)))[0]
+    np.testing.assert_array_equal(always.predict(np.zeros((1, 2)), episode_start=np.array([False]))[0], first)
+    assert not np.array_equal(always.predict(np.zeros((1, 2)), episode_start=np.array([True]))[0], first)

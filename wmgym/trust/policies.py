@@ -143,17 +143,21 @@ class NoisyPolicy:
         space: of the actions.
         epsilon: how often it slips.
         seed: of the slips.
+        hold: how many steps a slip lasts, all with the same action; after a long one the policy has to recover.
 
     A policy that remembers what it did is told what was done instead, if it has a method
     `did(state, action) -> state`.
     """
 
-    def __init__(self, policy: Policy, space: spaces.Space, epsilon: float, seed: int) -> None:
+    def __init__(self, policy: Policy, space: spaces.Space, epsilon: float, seed: int, hold: int = 1) -> None:
         if not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon is a probability, not {epsilon}.")
-        self.policy, self.space, self.epsilon = policy, space, epsilon
+        if hold < 1:
+            raise ValueError(f"A slip lasts hold=1 step or more, not {hold}.")
+        self.policy, self.space, self.epsilon, self.hold = policy, space, epsilon, hold
         self._slips = RandomPolicy(space, seed)
         self._random = np.random.default_rng(seed + 1)
+        self._held: tuple[np.ndarray, np.ndarray] | None = None  # what is done in each row's slip, and for how long yet
 
     def predict(
         self,
@@ -165,10 +169,25 @@ class NoisyPolicy:
         """See `Policy`."""
         chosen, state = self.policy.predict(observation, state, episode_start, deterministic)
         action = np.array(chosen).reshape(-1, *(self.space.shape or ()))  # one observation alone is a batch too
-        slips = self._random.uniform(size=len(action)) < self.epsilon
-        action[slips] = in_space(self._slips.at(np.zeros(len(action), np.int64)), self.space)[slips]
+        slips, done = self._slip(len(action), episode_start)
+        action[slips] = done[slips]
         did = getattr(self.policy, "did", None)
         return action.reshape(np.shape(chosen)), state if did is None else did(state, action)
+
+    def _slip(self, count: int, episode_start: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows slip, `(B,)` bool, and what is done where they do."""
+        begins = self._random.uniform(size=count) < self.epsilon
+        drawn = in_space(self._slips.at(np.zeros(count, np.int64)), self.space)
+        if self._held is None or len(self._held[1]) != count:
+            self._held = drawn.copy(), np.zeros(count, np.int64)
+        done, left = self._held
+        if episode_start is not None:
+            left[np.asarray(episode_start, bool)] = 0
+        begins &= left == 0
+        done[begins], left[begins] = drawn[begins], self.hold
+        slips = left > 0
+        left[slips] -= 1
+        return slips, done
 
 
 class Seeing:
