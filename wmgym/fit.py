@@ -45,7 +45,8 @@ def fit_world(
         updates: steps of Adam.
         batch_size: sequences in a batch.
         batch_length: steps in a sequence; the longest that is recorded, if that is shorter.
-        learning_rate: Adam's.
+        learning_rate: Adam's at first; it falls to nothing in proportion to the updates done, which leaves a world whose
+            predictions have come to rest.
         clip: largest norm of the gradient.
         starts: states kept for dreams to begin from: first steps of episodes, and as many that lie mid-episode.
         seed: of the first weights, the sequences drawn and the world's own chance.
@@ -82,6 +83,7 @@ def fit_world(
     noise = TorchNoise(torch.Generator(device).manual_seed(seed), device)
     optimizer = torch.optim.Adam(made.parameters(), learning_rate, eps=1e-5)
     for update in range(1, updates + 1):
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - (update - 1) / updates)
         batch = replay.sample(batch_size, length, device=device)
         loss = made.loss(batch, noise)
         _descend(optimizer, loss.total, made, clip)
