@@ -45,8 +45,8 @@ def fit_world(
         updates: steps of Adam.
         batch_size: sequences in a batch.
         batch_length: steps in a sequence; the longest that is recorded, if that is shorter.
-        learning_rate: Adam's at first; it falls to nothing in proportion to the updates done, which leaves a world whose
-            predictions have come to rest.
+        learning_rate: Adam's at first; it falls to nothing in proportion to the updates done, so that the world which
+            is left is not that of the last few batches.
         clip: largest norm of the gradient.
         starts: states kept for dreams to begin from: first steps of episodes, and as many that lie mid-episode.
         seed: of the first weights, the sequences drawn and the world's own chance.
