@@ -28,8 +28,8 @@ from wmgym.dataset import load_dataset, record
 from wmgym.dream import load_model
 from wmgym.fit import fit_world
 from wmgym.real import make_env
-from wmgym.trust import Policy, simple_policies
-from wmgym.trust.policies import NoisyPolicy, PolicyState
+from wmgym.trust import Policy
+from wmgym.trust.policies import ConstantPolicy, NoisyPolicy, PolicyState, RandomPolicy
 
 NOISE = (0.0, 0.1, 0.3, 0.6)
 """How often the agent slips."""
@@ -37,14 +37,15 @@ NOISE = (0.0, 0.1, 0.3, 0.6)
 PUSHES = ((0.02, 15), (0.01, 40))
 """How often it is pushed, and for how many decisions it cannot help it: who never fell cannot show how to get up."""
 
-PLAIN = ("random", "random, held 25", "still")
-"""What is recorded beside it: who never held an action does not know that a pushed limb comes to rest."""
+HELD = 100
+"""For how many decisions a random action is held: long enough for what it moves to come to rest and to stay there."""
 
 
 def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, seed: int) -> None:
     """Record random actions, held ones and none, and the agent, noisy and pushed; each of them gets as many steps."""
-    simple = simple_policies(make_env(env_id).action_space, seed)
-    policies: list[Any] = [_one_at_a_time(simple[name]) for name in PLAIN]
+    space = make_env(env_id).action_space
+    blind = [RandomPolicy(space, seed), RandomPolicy(space, seed + 2, hold=HELD), ConstantPolicy(space)]
+    policies: list[Any] = list(map(_one_at_a_time, blind))
     if agent is not None:
         policies += agent_policies(agent, NOISE, seed).values()
         policies += pushed_policies(agent, seed)
