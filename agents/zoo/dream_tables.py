@@ -15,10 +15,9 @@ from agents.zoo.tables import Result, markdown, task_name
 INTRO = """## Trained in a frozen dream
 
 By `python -m agents.zoo.dream_training`: no real step is taken but to evaluate. Mean over seeds ± their deviation
-(number of seeds) of the last evaluation, 10 episodes each; the world's own agent is evaluated in the same episodes. The
-dream's return is what the world predicts for the same agents: by what it exceeds the real one, they fool themselves.
-Where another world was the judge, it stands for the evaluation that was best in the judge's dream, and for its return
-there."""
+(number of seeds) of the last evaluation; the world's own agent is evaluated in the same episodes. The dream's return
+is what the world predicts for the same agents: by what it exceeds the real one, they fool themselves. Where another
+world was the judge, it stands for the evaluation that was best in the judge's dream, and for its return there."""
 
 
 class Dreamt(NamedTuple):
@@ -47,7 +46,17 @@ def dream_section(files: Mapping[Path, Result]) -> str:
         if run["complete"] and "error" not in run:
             shows = run["settings"]["dream"].get("observation", "decoded")
             groups[Dreamt(run["env_id"], run["preset"], shows, run["algo"])].append(run)
-    header = ["task", "world of", "it shows", "agent", "dreamt steps", "real return", "dream return", "judge's return"]
+    header = [
+        "task",
+        "world of",
+        "it shows",
+        "agent",
+        "dreamt steps",
+        "episodes",
+        "real return",
+        "dream return",
+        "judge's return",
+    ]
     header += ["world's own agent", "share of it", "minutes a run"]
     return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
 
@@ -57,8 +66,9 @@ def _row(key: Dreamt, runs: Sequence[Result]) -> list[str]:
     judged = all("judge_return_mean" in run for run in runs)
     judge = _over_seeds([_kept(run, "judge_return_mean") for run in runs]) if judged else "-"
     steps = ", ".join(f"{steps:,}" for steps in sorted({run["dream_steps"][-1] for run in runs}))
+    episodes = ", ".join(map(str, sorted({run["eval_episodes"] for run in runs})))
     minutes = f"{np.mean([run['wall_clock_s'] for run in runs]) / 60:.0f}"
-    who = [task_name(key.env_id), key.world, key.shows, key.algo, steps]
+    who = [task_name(key.env_id), key.world, key.shows, key.algo, steps, episodes]
     return [*who, real, dreamt, judge, *_beside_teacher(runs), minutes]
 
 

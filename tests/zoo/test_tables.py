@@ -182,7 +182,7 @@ def test_without_results_there_is_no_aggregate(tmp_path: Path) -> None:
 def dreamt(seed: int, real: float, **more: Any) -> dict:
     return {
         "algo": "ppo", "preset": "dreamer", "env_id": "A-v0", "seed": seed, "complete": True, "dream_steps": [0, 5000],
-        "return_mean": [1.0, real], "dream_return_mean": [2.0, 500.0], "wall_clock_s": 120.0,
+        "return_mean": [1.0, real], "dream_return_mean": [2.0, 500.0], "wall_clock_s": 120.0, "eval_episodes": 10,
         "teacher_return_mean": 400.0, "settings": {"dream": {"observation": "latent"}}, **more,
     }  # fmt: skip
 
@@ -194,9 +194,9 @@ def test_dream_trained_agents_stand_beside_the_worlds_own() -> None:
     judged = dreamt(0, 50.0, preset="judged", return_mean=[300.0, 50.0], judge_return_mean=[90.0, 80.0], kept=0,
                     settings={"dream": {}})  # fmt: skip
     section = dream_section({Path(str(number)): run for number, run in enumerate([*runs, alone, judged])})
-    assert "| A | dreamer | latent | ppo | 5,000 | 320 ± 20 (2) | 500 ± 0 (2) | - | 400 | 80% | 2 |" in section
-    assert "| A | offline | latent | ppo | 5,000 | 50 (1) | 500 (1) | - | - | - | 2 |" in section
-    assert "| A | judged | decoded | ppo | 5,000 | 300 (1) | 2 (1) | 90 (1) | 400 | 75% | 2 |" in section
+    assert "| A | dreamer | latent | ppo | 5,000 | 10 | 320 ± 20 (2) | 500 ± 0 (2) | - | 400 | 80% | 2 |" in section
+    assert "| A | offline | latent | ppo | 5,000 | 10 | 50 (1) | 500 (1) | - | - | - | 2 |" in section
+    assert "| A | judged | decoded | ppo | 5,000 | 10 | 300 (1) | 2 (1) | 90 (1) | 400 | 75% | 2 |" in section
 
 
 def test_dream_results_lie_a_folder_deeper_and_are_no_runs_in_reality(tmp_path: Path) -> None:
