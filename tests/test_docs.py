@@ -43,7 +43,7 @@ def test_the_examples_run_in_order(
     for block in BLOCKS:
         exec(smaller(block), names)
     said = capsys.readouterr().out
-    assert said.count("real") == 4
+    assert said.count("real") == 5
     assert "the best first action is" in said
     assert names["dreamt"].num_timesteps >= 256
     assert names["recurrent"].num_timesteps >= 256
