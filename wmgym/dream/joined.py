@@ -61,7 +61,9 @@ class JoinedVecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         """Begin new episodes with the seeds and options that `seed` and `set_options` have set, once."""
         for part, rows in zip(self.parts, self._slices, strict=True):
-            part._seeds, part._options = self._seeds[rows], self._options[rows]
+            if (seed := self._seeds[rows.start]) is not None:
+                part.seed(seed)
+            part.set_options(self._options[rows])
         observation = _joined([part.reset() for part in self.parts])
         self.reset_infos = [info for part in self.parts for info in part.reset_infos]
         self._reset_seeds()
