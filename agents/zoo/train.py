@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
+from pathlib import Path
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -45,6 +46,7 @@ def build_parser(command: str = "train", description: str | None = __doc__) -> a
     add("--results", default="zoo_configs/results", help="folder of result files")
     add("-f", "--log-folder", default="runs/zoo", help="folder of agents, evaluations and what is needed to resume")
     add("--save", help="write the trained agent there too")
+    add("--save-replay-buffer", action="store_true", help="with --save: its replay beside it, as <name>-replay.zip")
     add("--log", help="folder for progress.csv and TensorBoard")
     add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
     add("-i", "--trained-agent", default="", help="an agent to begin from")
@@ -65,7 +67,10 @@ def run(args: argparse.Namespace) -> ZooExperiment:
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, after saving.
+        ValueError: when a replay is to be saved that there is none of, or nowhere to.
     """
+    if args.save_replay_buffer and not (args.save and is_ours(args.algo)):
+        raise ValueError("--save-replay-buffer goes with --save, and with this project's agents: others' are pickled.")
     torch.set_num_threads(args.threads)
     experiment = ZooExperiment(args)
     prepared = experiment.setup_experiment()
@@ -76,6 +81,9 @@ def run(args: argparse.Namespace) -> ZooExperiment:
         experiment.save_trained_model(model)
         if args.save:
             model.save(args.save)
+        if args.save_replay_buffer:
+            path = Path(args.save)
+            model.save_replay_buffer(path.with_name(f"{path.stem}-replay.zip"))  # type: ignore[attr-defined]
     finally:
         if model.env is not None:
             model.env.close()

@@ -22,6 +22,7 @@ from agents.zoo.report import Returns
 from agents.zoo.suites import read_suites
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError
+from wmgym.dataset import load_dataset
 from wmgym.files import MODELS, ready_models
 
 TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
@@ -35,8 +36,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     options = ["--env", "CartPole-v1", "--env-steps", "120", "--eval-every", "120", "--eval-episodes", "2"]
     options += ["--verbose", "0", "--results", str(folder / "results"), "-f", str(folder / "runs")]
-    assert train.main([*options, "--save", str(folder / "a.zip"), "--set", *TINY]) == 0
+    assert train.main([*options, "--save", str(folder / "a.zip"), "--save-replay-buffer", "--set", *TINY]) == 0
     return folder
+
+
+def test_the_replay_is_saved_beside_the_agent(trained: Path) -> None:
+    assert len(load_dataset(trained / "a-replay.zip").replay) >= 120
+    run = ["--env", "CartPole-v1", "--save-replay-buffer"]
+    for more in ([], ["--algo", "ppo", "--save", "agent.zip"]):
+        with pytest.raises(ValueError, match="goes with --save, and with this project's agents"):
+            train.main([*run, *more])
 
 
 # -- playing --------------------------------------------------------------------------------------------------
