@@ -136,3 +136,10 @@ def test_a_long_slip_is_one_action_and_ends_with_the_episode() -> None:
     first = always.predict(np.zeros((1, 2)))[0]
     np.testing.assert_array_equal(always.predict(np.zeros((1, 2)), episode_start=np.array([False]))[0], first)
     assert not np.array_equal(always.predict(np.zeros((1, 2)), episode_start=np.array([True]))[0], first)
+
+
+def test_far_reaching_actions_often_lie_on_the_bounds() -> None:
+    actions, _ = RandomPolicy(BOX, seed=0, reach=3.0).predict(np.zeros((2000, 2)))
+    on_bounds = np.isclose(actions, BOX.low) | np.isclose(actions, BOX.high)
+    assert 0.62 < on_bounds.mean() < 0.71  # two thirds
+    assert all(action in BOX for action in actions[:50])

@@ -68,6 +68,8 @@ class RandomPolicy(OpenLoop):
         space: of the actions.
         seed: of the draws.
         hold: steps for which an action is kept (by all rows together).
+        reach: continuous actions are drawn from bounds so many times as wide and cut to the true ones: of 3, two thirds
+            of the numbers lie on a bound, where trained policies often are.
 
     Example:
         >>> action, state = RandomPolicy(spaces.Discrete(3), seed=0).predict(np.zeros((4, 2)))
@@ -75,9 +77,9 @@ class RandomPolicy(OpenLoop):
         (4,)
     """
 
-    def __init__(self, space: spaces.Space, seed: int, hold: int = 1) -> None:
+    def __init__(self, space: spaces.Space, seed: int, hold: int = 1, reach: float = 1.0) -> None:
         super().__init__(space)
-        self.hold = hold
+        self.hold, self.reach = hold, reach
         self._random = np.random.default_rng(seed)
         self._kept: np.ndarray | None = None
 
@@ -92,7 +94,7 @@ class RandomPolicy(OpenLoop):
     def _draw(self, count: int) -> np.ndarray:
         if isinstance(self.space, spaces.Discrete):
             return self._random.uniform(size=count)
-        return self._random.uniform(-1, 1, (count, action_size(self.space)))
+        return (self.reach * self._random.uniform(-1, 1, (count, action_size(self.space)))).clip(-1, 1)
 
 
 class WavePolicy(OpenLoop):
