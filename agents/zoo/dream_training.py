@@ -40,7 +40,7 @@ from agents import Dreamer
 from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
-from agents.zoo.results import describe_commit, describe_machine, result_path
+from agents.zoo.results import describe_commit, describe_machine, result_path, without_folders
 from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
 from wmgym.files import atomic_writer
 
@@ -237,7 +237,7 @@ def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str
     """What a result says of how it came about."""
     # Where the worlds lie is of no use elsewhere; which they are, their checksums say.
     names = {str(path): path.name for path in (args.model, *args.also, args.judge) if path}
-    argv = [names.get(word, word) for word in sys.orig_argv[1:]]
+    argv = [names.get(word, word) for word in without_folders(sys.orig_argv[1:])]
     return {
         "algo": args.algo,
         "preset": args.name,

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.files import atomic_writer
 
-_FOLDERS = ("--results", "--save", "--log", "--log-folder", "-f")
+_FOLDERS = ("--results", "--save", "--log", "--log-folder", "--folder", "-f")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "dm_control", "mujoco", "shimmy", "numpy")
 
 

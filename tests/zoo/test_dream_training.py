@@ -43,7 +43,8 @@ def run(world: Path, tmp_path: Path, *more: str) -> dict:
 
 
 def test_a_run_writes_what_it_came_to_and_how(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "agents.zoo.dream_training", str(world)])
+    where = ["--results", str(tmp_path), "--folder", "/home/me"]
+    monkeypatch.setattr("sys.orig_argv", ["python", "-m", "agents.zoo.dream_training", *where, str(world)])
     result = run(world, tmp_path, *PPO, "--steps", "96", "--eval-every", "48", "--seed", "3")
     path = tmp_path / "results/dream/ppo/CartPole-v1/dreamer-seed3.json"
     assert path.exists()
@@ -53,7 +54,7 @@ def test_a_run_writes_what_it_came_to_and_how(world: Path, tmp_path: Path, monke
         assert len(result[name]) == 3
     assert all(returned >= 8 for returned in result["return_mean"])  # steps that the pole stood
     assert (result["env_id"], result["seed"], result["settings"]["dream"]["horizon"]) == ("CartPole-v1", 3, 8)
-    assert result["command"].endswith("cartpole.zip")
+    assert result["command"].endswith("-m agents.zoo.dream_training cartpole.zip")
     assert "secret" not in path.read_text()
     assert result["processor_s"] > 0
 
