@@ -186,16 +186,16 @@ def beside_dummy(clock: Clock, model: DreamModel, rounds: int = 9) -> tuple[floa
     return statistics.median(a for a, _ in pairs), statistics.median(b / a for a, b in pairs)
 
 
-def measure_simulusion(pixels: bool, threads: int, count: int = 16, repeats: int = 30) -> list[dict[str, Any]]:
-    """The rate of as many of simulusion's environments around the same world; nothing where it is not installed."""
+def measure_simulusion(pixels: bool, count: int = 16, repeats: int = 30) -> list[dict[str, Any]]:
+    """The rate of as many of simulusion's environments around the same world on a processor; nothing without it."""
     if not PEERS.exists():
         return []
     what = "pixels" if pixels else "state"
     with Worker("benchmarks.simulusion_dreams", PEERS) as worker:
-        worker.build(Spec("simulusion", what, batch=count, threads=threads))
-        spent = [worker.run()[clock_of(threads)] for _ in range(repeats)]
+        worker.build(Spec("simulusion", what, batch=count))
+        spent = [worker.run()[clock_of(1)] for _ in range(repeats)]
     return [
-        {"world": what, "observation": "decoded", "dreams": count, "threads": threads, "simulusion": True,
+        {"world": what, "observation": "decoded", "dreams": count, "threads": 1, "simulusion": True,
          "device": "cpu", "compiled": False, "rate": count / statistics.median(spent)}
     ]  # fmt: skip
 
@@ -244,7 +244,8 @@ def run(threads: tuple[int, ...], seconds: float, sizes: tuple[int, ...], device
     clock = Clock(1, seconds, device)
     real = measure_real(Clock(1, seconds))
     rows = [row for world in (False, True) for row in measure_dreams(clock, world, sizes)]
-    rows += [row for world in (False, True) for row in measure_simulusion(world, 1)]
+    if device == "cpu":
+        rows += [row for world in (False, True) for row in measure_simulusion(world)]
     for count in threads if device == "cpu" else ():
         if count > 1:
             rows += measure_dreams(Clock(count, seconds), False, sizes)

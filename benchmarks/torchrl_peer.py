@@ -60,7 +60,6 @@ def build(spec: Spec) -> Update:
         with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bfloat16"):
             losses, seen = world(batch.clone())
             _descend(optimizers["world"], sum(losses.values()))
-            seen = seen.select("next", "state", "belief", strict=False)
             start = TensorDict({"state": seen[NEXT[0]], "belief": seen[NEXT[1]]}, seen.batch_size).reshape(-1)
             losses, dreamt = actor_loss(start)
             _descend(optimizers["actor"], losses["loss_actor"])

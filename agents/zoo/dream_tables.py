@@ -46,18 +46,8 @@ def dream_section(files: Mapping[Path, Result]) -> str:
         if run["complete"] and "error" not in run:
             shows = run["settings"]["dream"].get("observation", "decoded")
             groups[Dreamt(run["env_id"], run["preset"], shows, run["algo"])].append(run)
-    header = [
-        "task",
-        "world of",
-        "it shows",
-        "agent",
-        "dreamt steps",
-        "episodes",
-        "real return",
-        "dream return",
-        "judge's return",
-    ]
-    header += ["world's own agent", "share of it", "minutes a run"]
+    header = ["task", "world of", "it shows", "agent", "dreamt steps", "episodes", "real return", "dream return"]
+    header += ["judge's return", "world's own agent", "share of it", "minutes a run"]
     return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
 
 
