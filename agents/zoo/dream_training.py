@@ -244,9 +244,7 @@ def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str
         "env_id": model.env.get("id"),
         "seed": args.seed,
         "settings": settings,
-        "model_sha256": checksum(args.model),
-        **({"also_sha256": [checksum(path) for path in args.also]} if args.also else {}),
-        **({"judge_sha256": checksum(args.judge)} if args.judge else {}),
+        **_which_worlds(args),
         **_describe_teacher(args, model),
         "command": shlex.join([Path(sys.executable).name, *argv]),
         "commit": describe_commit(),
@@ -254,6 +252,25 @@ def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str
         "machine": describe_machine(),
         "threads": torch.get_num_threads(),
     }
+
+
+def _which_worlds(args: argparse.Namespace) -> dict[str, Any]:
+    """The worlds that a run is trained and judged in."""
+    return {
+        "model_sha256": checksum(args.model),
+        **({"also_sha256": [checksum(path) for path in args.also]} if args.also else {}),
+        **({"judge_sha256": checksum(args.judge)} if args.judge else {}),
+    }
+
+
+def _refuse_other_worlds(before: dict[str, Any], args: argparse.Namespace, path: Path) -> None:
+    """An interrupted run goes on in the worlds in which it began: an error for any others."""
+    now = _which_worlds(args)
+    arguments = {"model_sha256": "model", "also_sha256": "--also", "judge_sha256": "--judge"}
+    if other := [shown for name, shown in arguments.items() if before.get(name) != now.get(name)]:
+        raise ValueError(
+            f"{path} is of a run with another {' and '.join(other)}: repeat its command, or give the new run a --name."
+        )
 
 
 def _describe_teacher(args: argparse.Namespace, model: DreamModel) -> dict[str, Any]:
@@ -283,11 +300,11 @@ def train(args: argparse.Namespace) -> Path:
     path = result_path(args.results / "dream", args.algo, env_id, args.name, args.seed)
     agent_path = args.folder / path.relative_to(args.results / "dream").with_suffix(".zip")
     before = json.loads(path.read_text()) if path.exists() and agent_path.exists() else None
+    if before:
+        _refuse_other_worlds(before, args, path)
     if before and before["complete"]:
         print(f"{path} is complete.")
         return path
-    if before and ("judge_sha256" in before) != (args.judge is not None):
-        raise ValueError(f"{path} was begun with {'a' if args.judge is None else 'no'} judge: go on as it began.")
     facts = before or describe_run(args, model, settings)
     every = int(args.eval_every or steps // 10)
     judge = load_model(args.judge) if args.judge else None

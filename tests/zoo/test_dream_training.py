@@ -129,6 +129,13 @@ def test_dreams_are_spread_over_several_worlds(world: Path, tmp_path: Path, monk
         run(world, tmp_path, "--algo", "dreamer", "--also", str(world))
 
 
+def test_a_result_is_not_continued_in_other_worlds(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path, *PPO, "--steps", "32")
+    load_model(world).save(other := tmp_path / "other.zip")
+    with pytest.raises(ValueError, match=r"another --also and --judge: repeat its command, or give .* a --name"):
+        run(world, tmp_path, *PPO, "--steps", "32", "--also", str(other), "--judge", str(other))
+
+
 def test_a_dreamer_learns_in_the_dream_of_a_dreamer_and_the_teacher_is_evaluated(tmp_path: Path) -> None:
     teacher = Dreamer("CartPole-v1", seed=0, **TINY).learn(80)
     path = teacher.save(tmp_path / "teacher.zip")
