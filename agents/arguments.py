@@ -101,6 +101,8 @@ def check_numbers(agent: Any) -> None:
         raise ValueError(
             f"train_ratio must be a number above 0 (replayed steps per decision), not {agent.train_ratio!r}."
         )
+    if not (_is_number(agent.slips) and 0 <= agent.slips <= 1):
+        raise ValueError(f"slips must be a share of the decisions, 0 to 1, not {agent.slips!r}.")
     _check_rate(agent.learning_rate)
 
 

@@ -63,6 +63,7 @@ class WorldModelAgent(Collecting):
         buffer_folder: keep the replay in memory-mapped files there instead of in RAM.
         learning_starts: random decisions before the first update.
         hold: a random action is held for 1 to this many decisions: held ones show where things come to rest.
+        slips: how often one takes the place of the policy's too, to be held as long: the world sees falls and recovery.
         batch_size: sequences in a batch.
         batch_length: steps in a sequence.
         train_ratio: replayed steps per decision.
@@ -96,6 +97,7 @@ class WorldModelAgent(Collecting):
         buffer_folder: str | Path | None = None,
         learning_starts: int = 2500,
         hold: int = 1,
+        slips: float = 0.0,
         batch_size: int = 16,
         batch_length: int = 32,
         train_ratio: float = 100.0,
@@ -141,7 +143,7 @@ class WorldModelAgent(Collecting):
             seed=seed,
         )
         self.buffer_size, self.buffer_folder = buffer_size, buffer_folder
-        self.learning_starts, self.hold = learning_starts, hold
+        self.learning_starts, self.hold, self.slips = learning_starts, hold, slips
         self.batch_size, self.batch_length = batch_size, batch_length
         self.train_ratio, self.train_freq, self.gradient_steps = train_ratio, train_freq, gradient_steps
         self.pretrain, self.online_queue = pretrain, online_queue

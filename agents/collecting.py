@@ -29,6 +29,8 @@ class Collecting(Healthy):
     """Deviation of the noise on continuous actions, or the probability of a random discrete one."""
     hold: int = 1
     """A random action is held for 1 to this many decisions."""
+    slips: float = 0.0
+    """How often a random action takes the place of the policy's, to be held as long."""
     _held: tuple[Tensor, np.ndarray] | None = None
     """Random actions `(n_envs, A)`, and for how many more decisions they are held."""
     _env_faults = 0
@@ -37,9 +39,11 @@ class Collecting(Healthy):
     """Whether the last step's updates are still to come: so it is for what a callback saves."""
 
     def _explore(self, action: Tensor) -> Tensor:
-        """What is done to the policy's action `(B, A)` while collecting: `exploration_noise`."""
-        if self.exploration_noise <= 0:
-            return action
+        """What is done to the policy's action `(B, A)` while collecting: `exploration_noise` and `slips`."""
+        noisy = self._add_noise(action) if self.exploration_noise > 0 else action
+        return self._slip(noisy) if self.slips > 0 else noisy
+
+    def _add_noise(self, action: Tensor) -> Tensor:
         noise = self.policy.noise
         if isinstance(self.action_space, spaces.Discrete):
             swap = noise.uniform(self.n_envs, 1) < self.exploration_noise
@@ -104,24 +108,44 @@ class Collecting(Healthy):
 
         Held ones go further than those that change with every decision, and show where things come to rest.
         """
+        draw = self._draw_action()
+        if self.hold == 1:
+            return draw
+        self._hold_on(draw, begins=np.ones(self.n_envs, bool))
+        assert self._held is not None
+        return self._held[0]
+
+    def _slip(self, action: Tensor) -> Tensor:
+        """Random actions where they have taken the place of the policy's `action` `(B, A)`, and are still held.
+
+        Half of them have every number at a bound: trained policies are often there, and what lies still stays so.
+        """
+        draw = self._draw_action()
+        begins = self.policy.noise.uniform(self.n_envs).cpu().numpy() < self.slips
+        if not isinstance(self.action_space, spaces.Discrete):
+            draw = torch.where(self.policy.noise.uniform(self.n_envs, 1) < 0.5, draw.sign(), draw)
+        slips = self._hold_on(draw, begins)
+        assert self._held is not None
+        return torch.where(torch.as_tensor(slips, device=action.device)[:, None], self._held[0], action)
+
+    def _draw_action(self) -> Tensor:
         size = action_size(self.action_space)
         draw = self.policy.noise.uniform(self.n_envs, size)
         if isinstance(self.action_space, spaces.Discrete):
-            draw = nn.functional.one_hot(draw.argmax(-1), size).float()
-        else:
-            draw = 2 * draw - 1
-        return self._hold_on(draw) if self.hold > 1 else draw
+            return nn.functional.one_hot(draw.argmax(-1), size).float()
+        return 2 * draw - 1
 
-    def _hold_on(self, draw: Tensor) -> Tensor:
-        """`draw` where a held action has had its time, else the held one."""
+    def _hold_on(self, draw: Tensor, begins: np.ndarray) -> np.ndarray:
+        """Go on holding what is held, and begin with `draw` elsewhere, where it `begins`; returns where one is held."""
         length = 1 + (self.policy.noise.uniform(self.n_envs) * self.hold).long().cpu().numpy()
-        if self._held is not None and len(self._held[1]) == self.n_envs:
-            held, left = self._held
-            going = left > 0
-            draw = torch.where(torch.as_tensor(going, device=draw.device)[:, None], held, draw)
-            length = np.where(going, left, length)
-        self._held = draw, length - 1
-        return draw
+        held, left = self._held or (draw, np.zeros(self.n_envs, np.int64))
+        if len(left) != self.n_envs:
+            held, left = draw, np.zeros(self.n_envs, np.int64)
+        going = left > 0
+        left = np.where(going, left, np.where(begins, length, 0))
+        held = torch.where(torch.as_tensor(going, device=draw.device)[:, None], held, draw)
+        self._held = held, np.maximum(left - 1, 0)
+        return left > 0
 
     def _tell_faults(self, infos: list[dict[str, Any]]) -> None:
         """Log and count what went wrong in the environments (`wmgym.guarded`, `wmgym.supervised`)."""

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
@@ -194,6 +195,31 @@ def test_actions_reach_the_environment_in_its_own_units(tiny: Any, counter: Any,
     else:
         assert (done.min(0) < action.low + 0.2 * (action.high - action.low)).all()
         assert (done.max(0) > action.low + 0.8 * (action.high - action.low)).all()
+
+
+def test_random_actions_are_held(tiny: Any, counter: Any) -> None:
+    agent = tiny(counter(length=300), learning_starts=300, hold=20).learn(300)
+    done = np.array(agent.get_env().envs[0].unwrapped.actions)[:, 0]
+    lengths = np.diff(np.flatnonzero(np.diff(done, prepend=np.inf)))
+    assert lengths.max() <= 20
+    assert 7 < lengths.mean() < 14
+
+
+def test_slips_take_the_place_of_the_policy_and_are_held_half_of_them_at_the_bounds(tiny: Any, counter: Any) -> None:
+    settings = {"learning_starts": 2000, "exploration_noise": 0.0}
+    agent = tiny(counter(length=500, action=spaces.Box(-1, 1, (3,), np.float32)), hold=40, slips=0.05, **settings)
+    agent._setup_learn(1200, None)
+    agent._begin_episodes()
+    chosen, slipped = torch.full((1, 3), 0.25), []
+    for _ in range(1200):
+        slipped.append(agent._explore(chosen)[0].numpy())
+    done = np.array(slipped)
+    slips = (done != 0.25).all(1)
+    begins = slips & (np.diff(done, axis=0, prepend=0.25) != 0).all(1)
+    assert (done[~slips] == 0.25).all()
+    assert 0.4 < slips.mean() < 0.62  # 20.5 decisions of slipping, 20 of not
+    assert 13 < slips.sum() / begins.sum() < 28
+    assert 0.25 < (abs(done[begins]) == 1).all(1).mean() < 0.75
 
 
 def test_the_same_agent_learns_in_an_id_an_env_and_a_vec_env(tiny: Any) -> None:

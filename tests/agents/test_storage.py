@@ -42,9 +42,10 @@ def resumed(path: Path, **arguments: Any) -> Dreamer:
         ("CartPole-v1", {}),
         ("CartPole-v1", {"n_envs": 2, "online_queue": True}),
         ("test/Reach-v0", {"train_freq": 7, "gradient_steps": 2}),
+        ("test/Reach-v0", {"n_envs": 2, "hold": 20, "slips": 0.2}),
         ("dm_control/cartpole-balance-v0", {"observation": "state"}),
     ],
-    ids=["episodes that end", "two environments", "episodes that are cut", "dm_control"],
+    ids=["episodes that end", "two environments", "episodes that are cut", "slips", "dm_control"],
 )
 def test_a_resumed_run_equals_an_unbroken_one(
     tiny: Any, assert_same: Any, tmp_path: Path, env: str, settings: dict[str, Any]
