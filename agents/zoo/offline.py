@@ -37,15 +37,16 @@ NOISE = (0.0, 0.1, 0.3, 0.6)
 PUSHES = ((0.02, 15), (0.01, 40))
 """How often it is pushed, and for how many decisions it cannot help it: who never fell cannot show how to get up."""
 
-HOLD, REACH = 100, 3.0
-"""Random actions held long enough for what they move to come to rest and to stay there, most limbs at their stops."""
+HELD = ((100, 1.0), (60, 10.0))
+"""For how many decisions random actions are held, and how far they reach (`RandomPolicy`): long enough for what they
+move to come to rest and to stay there, with limbs anywhere, and with most of them at their stops."""
 
 
 def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, seed: int) -> None:
     """Record random actions, held ones and none, and the agent, noisy and pushed; each of them gets as many steps."""
     space = make_env(env_id).action_space
-    blind = [RandomPolicy(space, seed), RandomPolicy(space, seed + 2, HOLD, REACH), ConstantPolicy(space)]
-    policies: list[Any] = list(map(_one_at_a_time, blind))
+    held = [RandomPolicy(space, seed + 2 + number, hold, reach) for number, (hold, reach) in enumerate(HELD)]
+    policies: list[Any] = list(map(_one_at_a_time, [RandomPolicy(space, seed), *held, ConstantPolicy(space)]))
     if agent is not None:
         policies += agent_policies(agent, NOISE, seed).values()
         policies += pushed_policies(agent, seed)

@@ -152,10 +152,10 @@ def test_a_dreamer_learns_in_the_dream_of_a_dreamer_and_the_teacher_is_evaluated
 def test_a_world_is_fitted_to_what_an_agent_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     agent = Dreamer("CartPole-v1", seed=0, **TINY).learn(60).save(tmp_path / "agent.zip")
     data, saved = tmp_path / "data", tmp_path / "offline.zip"
-    offline.main([str(data), "--record", "CartPole-v1", "--agent", str(agent), "--steps", "198", "--updates", "2",
+    offline.main([str(data), "--record", "CartPole-v1", "--agent", str(agent), "--steps", "200", "--updates", "2",
                   "--ensemble", "2", "--save", str(saved)])  # fmt: skip
     steps = [len(np.load(path)["reward"]) - 1 for path in data.glob("*.npz")]
-    assert sum(steps) == 198
+    assert sum(steps) == 200
     model = load_model(saved)
     assert model.world.has_ensemble
     assert model.starts is not None
