@@ -107,7 +107,8 @@ MAKING = [
              lambda d, e, n=name, v=value: d("CartPole-v1", **{n: v}))
         for name, value in [
             ("batch_size", -1), ("batch_size", 0), ("batch_size", 2.5), ("batch_length", 1), ("train_ratio", 0),
-            ("hold", 0), ("slips", 1.5), ("slips", "often"), ("train_ratio", -3), ("train_ratio", float("nan")), ("train_freq", 0), ("train_freq", (4, "step")),
+            ("hold", 0), ("slips", 1.5), ("slips", "often"),
+            ("train_ratio", -3), ("train_ratio", float("nan")), ("train_freq", 0), ("train_freq", (4, "step")),
             ("gradient_steps", -1), ("learning_starts", -1), ("pretrain", -1), ("buffer_size", 0),
             ("buffer_size", float("inf")), ("learning_rate", -1e-3), ("learning_rate", "lin_1e-3"),
             ("stats_window_size", 0), ("learning_rate", float("nan")), ("deter", 0), ("units", 8.5), ("horizon", 0),
