@@ -45,7 +45,7 @@ from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
 from wmgym.files import atomic_writer
 
 LEARNERS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dreamer": Dreamer}
-_NOT_THE_AGENTS = ("steps", "dreams", "dream", "normalize")
+_NOT_THE_AGENTS = ("steps", "dreams", "dream", "normalize", "temperatures")
 _NORMALISERS = ("obs_rms", "ret_rms")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy")
 
@@ -101,12 +101,18 @@ def _scheduled(value: Any) -> Any:
 
 
 def make_dreams(models: Sequence[DreamModel], settings: dict[str, Any], seed: int) -> VecEnv:
-    """The dreams that an agent is trained in, observations and rewards normalised if `normalize` says so."""
-    counts = [len(part) for part in np.array_split(range(settings["dreams"]), len(models))]
+    """The dreams that an agent is trained in, observations and rewards normalised if `normalize` says so.
+
+    They are spread evenly over the `models`, and over `temperatures` if there are any: what holds in a cold dream
+    needs no luck, and what holds in a warm one does not rest on errors that are a hair's breadth wide.
+    """
+    kinds = [{**settings["dream"], "temperature": one} for one in settings.get("temperatures", [])]
+    worlds = [(model, kind) for model in models for kind in kinds or [settings["dream"]]]
+    counts = [len(part) for part in np.array_split(range(settings["dreams"]), len(worlds))]
     seeds = seed + np.cumsum([0, *counts[:-1]])
     parts = [
-        DreamVecEnv(count, model, seed=int(first), **settings["dream"])
-        for count, model, first in zip(counts, models, seeds, strict=True)
+        DreamVecEnv(count, model, seed=int(first), **kind)
+        for count, (model, kind), first in zip(counts, worlds, seeds, strict=True)
     ]
     dreams = VecMonitor(JoinedVecEnv(parts) if len(parts) > 1 else parts[0])
     return VecNormalize(dreams, gamma=settings["gamma"]) if settings.get("normalize") else dreams
