@@ -299,8 +299,8 @@ def train(args: argparse.Namespace) -> Path:
     """Train and evaluate; returns the path of the result."""
     model = load_model(args.model)
     settings = read_settings(args.algo, overrides(args.set), overrides(args.dream))
-    if args.also and args.algo == "dreamer":
-        raise ValueError("A Dreamer dreams in one world (Dream-v0): leave --also to ppo and sac.")
+    if args.algo == "dreamer" and (args.also or "temperatures" in settings):
+        raise ValueError("A Dreamer dreams in one world (Dream-v0): leave --also and temperatures to ppo and sac.")
     steps = int(args.steps or settings["steps"])
     env_id = model.env.get("id", "unknown")
     path = result_path(args.results / "dream", args.algo, env_id, args.name, args.seed)

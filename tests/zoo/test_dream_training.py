@@ -137,6 +137,8 @@ def test_dreams_are_spread_over_several_temperatures(world: Path, tmp_path: Path
     assert [part.get_attr("temperature", [0])[0] for part in parts] == [0.0, 1.0, 0.0, 1.0]
     result = run(world, tmp_path, *PPO, "temperatures=[0.5,1.0]", "--steps", "64")
     assert result["settings"]["temperatures"] == [0.5, 1.0]
+    with pytest.raises(ValueError, match="leave --also and temperatures to ppo and sac"):
+        run(world, tmp_path, "--algo", "dreamer", "--set", "temperatures=[0.0,1.0]")
 
 
 def test_a_result_is_not_continued_in_other_worlds(world: Path, tmp_path: Path) -> None:
