@@ -47,7 +47,7 @@ class Collecting(Healthy):
         noise = self.policy.noise
         if isinstance(self.action_space, spaces.Discrete):
             swap = noise.uniform(self.n_envs, 1) < self.exploration_noise
-            return torch.where(swap, self._random_action(), action)
+            return torch.where(swap, self._draw_action(), action)
         return (action + self.exploration_noise * noise.normal(*action.shape)).clamp(-1, 1)
 
     @contextmanager
@@ -111,9 +111,7 @@ class Collecting(Healthy):
         draw = self._draw_action()
         if self.hold == 1:
             return draw
-        self._hold_on(draw, begins=np.ones(self.n_envs, bool))
-        assert self._held is not None
-        return self._held[0]
+        return self._hold_on(draw, begins=np.ones(self.n_envs, bool))[0]
 
     def _slip(self, action: Tensor) -> Tensor:
         """Random actions where they have taken the place of the policy's `action` `(B, A)`, and are still held.
@@ -124,9 +122,8 @@ class Collecting(Healthy):
         begins = self.policy.noise.uniform(self.n_envs).cpu().numpy() < self.slips
         if not isinstance(self.action_space, spaces.Discrete):
             draw = torch.where(self.policy.noise.uniform(self.n_envs, 1) < 0.5, draw.sign(), draw)
-        slips = self._hold_on(draw, begins)
-        assert self._held is not None
-        return torch.where(torch.as_tensor(slips, device=action.device)[:, None], self._held[0], action)
+        held, slips = self._hold_on(draw, begins)
+        return torch.where(torch.as_tensor(slips, device=action.device)[:, None], held, action)
 
     def _draw_action(self) -> Tensor:
         size = action_size(self.action_space)
@@ -135,17 +132,17 @@ class Collecting(Healthy):
             return nn.functional.one_hot(draw.argmax(-1), size).float()
         return 2 * draw - 1
 
-    def _hold_on(self, draw: Tensor, begins: np.ndarray) -> np.ndarray:
-        """Go on holding what is held, and begin with `draw` elsewhere, where it `begins`; returns where one is held."""
+    def _hold_on(self, draw: Tensor, begins: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Go on holding what is held, and begin with `draw` where else it `begins`: actions, and where one is held."""
         length = 1 + (self.policy.noise.uniform(self.n_envs) * self.hold).long().cpu().numpy()
-        held, left = self._held or (draw, np.zeros(self.n_envs, np.int64))
-        if len(left) != self.n_envs:
-            held, left = draw, np.zeros(self.n_envs, np.int64)
+        if self._held is None or len(self._held[1]) != self.n_envs:
+            self._held = draw, np.zeros(self.n_envs, np.int64)
+        held, left = self._held
         going = left > 0
         left = np.where(going, left, np.where(begins, length, 0))
         held = torch.where(torch.as_tensor(going, device=draw.device)[:, None], held, draw)
         self._held = held, np.maximum(left - 1, 0)
-        return left > 0
+        return held, left > 0
 
     def _tell_faults(self, infos: list[dict[str, Any]]) -> None:
         """Log and count what went wrong in the environments (`wmgym.guarded`, `wmgym.supervised`)."""

@@ -222,6 +222,16 @@ def test_slips_take_the_place_of_the_policy_and_are_held_half_of_them_at_the_bou
     assert 0.25 < (abs(done[begins]) == 1).all(1).mean() < 0.75
 
 
+def test_discrete_actions_slip_no_more_often_for_being_noisy_too(tiny: Any, counter: Any) -> None:
+    settings = {"learning_starts": 2000, "exploration_noise": 0.01, "hold": 40, "slips": 0.01}
+    agent = tiny(counter(length=500, action=spaces.Discrete(20)), **settings)
+    agent._setup_learn(1500, None)
+    agent._begin_episodes()
+    chosen = torch.eye(20)[:1]
+    others = [not torch.equal(agent._explore(chosen), chosen) for _ in range(1500)]
+    assert 0.05 < np.mean(others) < 0.4  # a sixth by slips, which last 20.5 decisions, and a hundredth by noise
+
+
 def test_the_same_agent_learns_in_an_id_an_env_and_a_vec_env(tiny: Any) -> None:
     for env in (
         make_env("CartPole-v1"),
