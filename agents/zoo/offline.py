@@ -34,10 +34,11 @@ from wmgym.trust.policies import ConstantPolicy, NoisyPolicy, PolicyState, Rando
 NOISE = (0.0, 0.1, 0.3, 0.6)
 """How often the agent slips."""
 
-PUSHES = ((0.02, 15), (0.01, 40))
-"""How often it is pushed, and for how many decisions it cannot help it: who never fell cannot show how to get up."""
+PUSHES = ((0.02, 15, 1.0), (0.01, 40, 1.0), (0.01, 80, 10.0))
+"""How often it is pushed, for how many decisions it cannot help it, and how far the pushes reach (`RandomPolicy`): who
+never fell cannot show how to get up, nor that nothing moves until it tries."""
 
-HELD = ((100, 1.0), (60, 10.0))
+HELD = ((100, 1.0), (60, 3.0), (60, 10.0))
 """For how many decisions random actions are held, and how far they reach (`RandomPolicy`): long enough for what they
 move to come to rest and to stay there, with limbs anywhere, and with most of them at their stops."""
 
@@ -58,8 +59,8 @@ def pushed_policies(agent: Path, seed: int) -> list[Policy]:
     """The agent, made to hold a random action every now and then."""
     whole = load_agent(agent)
     return [
-        NoisyPolicy(Corrigible(whole), whole.action_space, often, seed + 100 + number, hold)
-        for number, (often, hold) in enumerate(PUSHES)
+        NoisyPolicy(Corrigible(whole), whole.action_space, often, seed + 100 + number, hold, reach)
+        for number, (often, hold, reach) in enumerate(PUSHES)
     ]
 
 

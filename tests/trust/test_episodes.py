@@ -143,3 +143,6 @@ def test_far_reaching_actions_often_lie_on_the_bounds() -> None:
     on_bounds = np.isclose(actions, BOX.low) | np.isclose(actions, BOX.high)
     assert 0.62 < on_bounds.mean() < 0.71  # two thirds
     assert all(action in BOX for action in actions[:50])
+    slips, _ = NoisyPolicy(ConstantPolicy(BOX), BOX, epsilon=1.0, seed=0, reach=3.0).predict(np.zeros((2000, 2)))
+    on_bounds = np.isclose(slips, BOX.low) | np.isclose(slips, BOX.high)
+    assert 0.62 < on_bounds.mean() < 0.71

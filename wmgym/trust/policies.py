@@ -146,18 +146,21 @@ class NoisyPolicy:
         epsilon: how often it slips.
         seed: of the slips.
         hold: how many steps a slip lasts, all with the same action; after a long one the policy has to recover.
+        reach: how far beyond the bounds the slips are drawn, see `RandomPolicy`.
 
     A policy that remembers what it did is told what was done instead, if it has a method
     `did(state, action) -> state`.
     """
 
-    def __init__(self, policy: Policy, space: spaces.Space, epsilon: float, seed: int, hold: int = 1) -> None:
+    def __init__(
+        self, policy: Policy, space: spaces.Space, epsilon: float, seed: int, hold: int = 1, reach: float = 1.0
+    ) -> None:
         if not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon is a probability, not {epsilon}.")
         if hold < 1:
             raise ValueError(f"A slip lasts hold=1 step or more, not {hold}.")
         self.policy, self.space, self.epsilon, self.hold = policy, space, epsilon, hold
-        self._slips = RandomPolicy(space, seed)
+        self._slips = RandomPolicy(space, seed, reach=reach)
         self._random = np.random.default_rng(seed + 1)
         self._held: tuple[np.ndarray, np.ndarray] | None = None  # what is done in each row's slip, and for how long yet
 
