@@ -45,7 +45,7 @@ from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
 from wmgym.files import atomic_writer
 
 LEARNERS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dreamer": Dreamer}
-_NOT_THE_AGENTS = ("steps", "dreams", "dream", "normalize", "temperatures")
+_NOT_THE_AGENTS = ("steps", "dreams", "dream", "normalize")
 _NORMALISERS = ("obs_rms", "ret_rms")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy")
 
@@ -103,16 +103,13 @@ def _scheduled(value: Any) -> Any:
 def make_dreams(models: Sequence[DreamModel], settings: dict[str, Any], seed: int) -> VecEnv:
     """The dreams that an agent is trained in, observations and rewards normalised if `normalize` says so.
 
-    They are spread evenly over the `models`, and over `temperatures` if there are any: what holds in a cold dream
-    needs no luck, and what holds in a warm one does not rest on errors that are a hair's breadth wide.
+    They are spread evenly over the `models`.
     """
-    kinds = [{**settings["dream"], "temperature": one} for one in settings.get("temperatures", [])]
-    worlds = [(model, kind) for model in models for kind in kinds or [settings["dream"]]]
-    counts = [len(part) for part in np.array_split(range(settings["dreams"]), len(worlds))]
+    counts = [len(part) for part in np.array_split(range(settings["dreams"]), len(models))]
     seeds = seed + np.cumsum([0, *counts[:-1]])
     parts = [
-        DreamVecEnv(count, model, seed=int(first), **kind)
-        for count, (model, kind), first in zip(counts, worlds, seeds, strict=True)
+        DreamVecEnv(count, model, seed=int(first), **settings["dream"])
+        for count, model, first in zip(counts, models, seeds, strict=True)
     ]
     dreams = VecMonitor(JoinedVecEnv(parts) if len(parts) > 1 else parts[0])
     return VecNormalize(dreams, gamma=settings["gamma"]) if settings.get("normalize") else dreams
@@ -299,8 +296,8 @@ def train(args: argparse.Namespace) -> Path:
     """Train and evaluate; returns the path of the result."""
     model = load_model(args.model)
     settings = read_settings(args.algo, overrides(args.set), overrides(args.dream))
-    if args.algo == "dreamer" and (args.also or "temperatures" in settings):
-        raise ValueError("A Dreamer dreams in one world (Dream-v0): leave --also and temperatures to ppo and sac.")
+    if args.algo == "dreamer" and args.also:
+        raise ValueError("A Dreamer dreams in one world (Dream-v0): leave --also to ppo and sac.")
     steps = int(args.steps or settings["steps"])
     env_id = model.env.get("id", "unknown")
     path = result_path(args.results / "dream", args.algo, env_id, args.name, args.seed)

@@ -129,18 +129,6 @@ def test_dreams_are_spread_over_several_worlds(world: Path, tmp_path: Path, monk
         run(world, tmp_path, "--algo", "dreamer", "--also", str(world))
 
 
-def test_dreams_are_spread_over_several_temperatures(world: Path, tmp_path: Path) -> None:
-    settings = dream_training.read_settings("ppo", {"dreams": 6, "temperatures": [0.0, 1.0]}, {"horizon": 8})
-    dreams = dream_training.make_dreams([load_model(world)] * 2, {**settings, "normalize": False}, seed=0)
-    parts = dreams.venv.parts
-    assert [part.num_envs for part in parts] == [2, 2, 1, 1]
-    assert [part.get_attr("temperature", [0])[0] for part in parts] == [0.0, 1.0, 0.0, 1.0]
-    result = run(world, tmp_path, *PPO, "temperatures=[0.5,1.0]", "--steps", "64")
-    assert result["settings"]["temperatures"] == [0.5, 1.0]
-    with pytest.raises(ValueError, match="leave --also and temperatures to ppo and sac"):
-        run(world, tmp_path, "--algo", "dreamer", "--set", "temperatures=[0.0,1.0]")
-
-
 def test_a_result_is_not_continued_in_other_worlds(world: Path, tmp_path: Path) -> None:
     run(world, tmp_path, *PPO, "--steps", "32")
     load_model(world).save(other := tmp_path / "other.zip")
