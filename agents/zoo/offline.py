@@ -34,9 +34,10 @@ from wmgym.trust.policies import ConstantPolicy, NoisyPolicy, PolicyState, Rando
 NOISE = (0.0, 0.1, 0.3, 0.6)
 """How often the agent slips."""
 
-PUSHES = ((0.02, 15, 1.0), (0.01, 40, 1.0), (0.01, 80, 10.0))
-"""How often it is pushed, for how many decisions it cannot help it, and how far the pushes reach (`RandomPolicy`): who
-never fell cannot show how to get up, nor that nothing moves until it tries."""
+PUSHES = ((0.02, 15, 1.0), (0.01, 40, 1.0), (0.01, 80, 10.0), (0.02, 60, 0.0), (0.01, 120, 0.0))
+"""How often it is pushed, for how many decisions it cannot help it, and how far the pushes reach (`NoisyPolicy`; 0: it
+freezes in what it does). Who never fell cannot show how to get up, and who never froze that a body may stay as it is.
+"""
 
 HELD = ((100, 1.0), (60, 3.0), (60, 10.0))
 """For how many decisions random actions are held, and how far they reach (`RandomPolicy`): long enough for what they

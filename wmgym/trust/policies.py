@@ -138,7 +138,7 @@ class ConstantPolicy(OpenLoop):
 
 
 class NoisyPolicy:
-    """Another policy that slips: with probability `epsilon` a step's action is a uniformly random one.
+    """Another policy that slips: with probability `epsilon` a step takes a uniformly random action, or holds its own.
 
     Args:
         policy: the other.
@@ -146,7 +146,8 @@ class NoisyPolicy:
         epsilon: how often it slips.
         seed: of the slips.
         hold: how many steps a slip lasts, all with the same action; after a long one the policy has to recover.
-        reach: how far beyond the bounds the slips are drawn, see `RandomPolicy`.
+        reach: how far beyond the bounds the slips are drawn, see `RandomPolicy`; 0: none is drawn, what the policy
+            does as it slips is held.
 
     A policy that remembers what it did is told what was done instead, if it has a method
     `did(state, action) -> state`.
@@ -160,7 +161,7 @@ class NoisyPolicy:
         if hold < 1:
             raise ValueError(f"A slip lasts hold=1 step or more, not {hold}.")
         self.policy, self.space, self.epsilon, self.hold = policy, space, epsilon, hold
-        self._slips = RandomPolicy(space, seed, reach=reach)
+        self._slips = RandomPolicy(space, seed, reach=reach) if reach else None
         self._random = np.random.default_rng(seed + 1)
         self._held: tuple[np.ndarray, np.ndarray] | None = None  # what is done in each row's slip, and for how long yet
 
@@ -174,15 +175,18 @@ class NoisyPolicy:
         """See `Policy`."""
         chosen, state = self.policy.predict(observation, state, episode_start, deterministic)
         action = np.array(chosen).reshape(-1, *(self.space.shape or ()))  # one observation alone is a batch too
-        slips, done = self._slip(len(action), episode_start)
+        slips, done = self._slip(action, episode_start)
         action[slips] = done[slips]
         did = getattr(self.policy, "did", None)
         return action.reshape(np.shape(chosen)), state if did is None else did(state, action)
 
-    def _slip(self, count: int, episode_start: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows slip, `(B,)` bool, and what is done where they do."""
+    def _slip(self, chosen: np.ndarray, episode_start: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows slip, `(B,)` bool, and what is done where they do, given what was chosen `(B, ...)`."""
+        count = len(chosen)
         begins = self._random.uniform(size=count) < self.epsilon
-        drawn = in_space(self._slips.at(np.zeros(count, np.int64)), self.space)
+        drawn = chosen
+        if self._slips is not None:
+            drawn = in_space(self._slips.at(np.zeros(count, np.int64)), self.space)
         if self._held is None or len(self._held[1]) != count:
             self._held = drawn.copy(), np.zeros(count, np.int64)
         done, left = self._held
