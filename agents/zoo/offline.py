@@ -52,8 +52,10 @@ def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, se
     if agent is not None:
         policies += agent_policies(agent, NOISE, seed).values()
         policies += pushed_policies(agent, seed)
-    for number, policy in enumerate(policies):
-        record(env_id, policy, steps // len(policies), folder, seed=seed + 1000 * number)
+    shares = [len(part) for part in np.array_split(range(steps), len(policies))]  # they add up to `steps`
+    for number, (policy, share) in enumerate(zip(policies, shares, strict=True)):
+        if share:
+            record(env_id, policy, share, folder, seed=seed + 1000 * number)
 
 
 def pushed_policies(agent: Path, seed: int) -> list[Policy]:
