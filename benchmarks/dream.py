@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.dreamer import flagship_world
-from benchmarks.report import facts, markdown, save
+from benchmarks.report import facts, markdown, save, unmeasured_on_gpu
 from benchmarks.serving import PEERS, Spec, Worker, clock_of
 from wmgym.dream import DreamEnv, DreamModel, DreamVectorEnv, StartStates, as_model
 from wmgym.real import make_env
@@ -235,7 +235,7 @@ def table(result: dict[str, Any]) -> str:
         markdown(["comparison, one thread, not compiled", "times as fast"], compared),
     ]
     if not torch.cuda.is_available():
-        parts.append("On a GPU: unmeasured (`--device cuda --dreams 4096 65536` measures it where there is one).")
+        parts.append(unmeasured_on_gpu("--device cuda --dreams 4096 65536"))
     return "\n\n".join(parts)
 
 

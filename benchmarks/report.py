@@ -49,6 +49,11 @@ def markdown(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def unmeasured_on_gpu(options: str) -> str:
+    """What is said of a GPU where there is none: the options of the benchmark that would measure it."""
+    return f"On a GPU: unmeasured (`{options}` measures it where there is one)."
+
+
 def save(name: str, title: str, result: dict[str, Any], text: str, folder: Path = FOLDER) -> None:
     """Write `results/<name>.json`, and the section `title` of RESULTS.md with the heading and `text`."""
     path = folder / "results" / f"{name}.json"

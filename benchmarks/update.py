@@ -153,7 +153,7 @@ def table(result: dict[str, Any]) -> str:
     """The rows in Markdown."""
     text = report.markdown(COLUMNS, [describe(row) for row in result["rows"]])
     if not torch.cuda.is_available():
-        text += "\n\nOn a GPU: unmeasured (`--device cuda --modes eager compiled` measures it where there is one)."
+        text += "\n\n" + report.unmeasured_on_gpu("--device cuda --modes eager compiled")
     return text
 
 

@@ -101,10 +101,7 @@ def _scheduled(value: Any) -> Any:
 
 
 def make_dreams(models: Sequence[DreamModel], settings: dict[str, Any], seed: int) -> VecEnv:
-    """The dreams that an agent is trained in, observations and rewards normalised if `normalize` says so.
-
-    They are spread evenly over the `models`.
-    """
+    """Dreams spread evenly over the `models`, observations and rewards normalised if `normalize` says so."""
     counts = [len(part) for part in np.array_split(range(settings["dreams"]), len(models))]
     seeds = seed + np.cumsum([0, *counts[:-1]])
     parts = [

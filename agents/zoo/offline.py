@@ -59,7 +59,7 @@ def record_mixture(folder: Path, env_id: str, agent: Path | None, steps: int, se
 
 
 def pushed_policies(agent: Path, seed: int) -> list[Policy]:
-    """The agent, made to hold a random action every now and then."""
+    """The agent, made to hold a random action, or its own, every now and then."""
     whole = load_agent(agent)
     return [
         NoisyPolicy(Corrigible(whole), whole.action_space, often, seed + 100 + number, hold, reach)

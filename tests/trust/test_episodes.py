@@ -139,16 +139,12 @@ def test_a_long_slip_is_one_action_and_ends_with_the_episode() -> None:
 
 
 def test_a_slip_without_reach_keeps_what_the_policy_does() -> None:
-    policy = RandomPolicy(BOX, seed=3)
-    frozen = NoisyPolicy(policy, BOX, epsilon=1.0, seed=0, hold=5, reach=0.0)
+    frozen = NoisyPolicy(RandomPolicy(BOX, seed=3), BOX, epsilon=1.0, seed=0, hold=5, reach=0.0)
     done = np.stack([frozen.predict(np.zeros((4, 2)))[0] for _ in range(20)])  # (time, row, A)
-    own = _actions(RandomPolicy(BOX, seed=3), 20)
+    policy = RandomPolicy(BOX, seed=3)
+    own = [policy.predict(np.zeros((4, 2)))[0] for _ in range(20)]
     for begin in range(0, 20, 5):
         np.testing.assert_array_equal(done[begin : begin + 5], np.tile(own[begin], (5, 1, 1)))
-
-
-def _actions(policy: RandomPolicy, steps: int) -> list[np.ndarray]:
-    return [policy.predict(np.zeros((4, 2)))[0] for _ in range(steps)]
 
 
 def test_far_reaching_actions_often_lie_on_the_bounds() -> None:
