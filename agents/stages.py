@@ -1,4 +1,4 @@
-"""Learning in stages instead of in one loop: collect, then vision, then memory, then the controller."""
+"""Learning in stages instead of in one loop: collect, vision, vision and memory together, memory, controller."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from agents.base import WorldModelAgent
 from agents.interrupt import InterruptGuard
 from agents.policy import Carry
 
-STAGES = ("collect", "vision", "memory", "controller")
+STAGES = ("collect", "vision", "together", "memory", "controller")
 
 
 class StagedAgent(WorldModelAgent):
@@ -30,6 +30,7 @@ class StagedAgent(WorldModelAgent):
 
     iterations: int
     vision_updates: int
+    together_updates: int
     memory_updates: int
     generations: int
 
@@ -49,6 +50,10 @@ class StagedAgent(WorldModelAgent):
     @abstractmethod
     def _vision_step(self) -> None:
         """One update of V."""
+
+    @abstractmethod
+    def _together_step(self) -> None:
+        """One update of V and M at once."""
 
     @abstractmethod
     def _memory_step(self) -> None:
@@ -104,9 +109,10 @@ class StagedAgent(WorldModelAgent):
         return True
 
     def _fit(self, interrupt: InterruptGuard, log_interval: int | None) -> bool:
-        """V, M and C; False when interrupted."""
+        """V, both, M and C; False when interrupted."""
         work = {
             "vision": (self._vision_step, self.vision_updates),
+            "together": (self._together_step, self.together_updates),
             "memory": (self._memory_step, self.memory_updates),
             "controller": (self._controller_step, self.generations),
         }
@@ -124,6 +130,11 @@ class StagedAgent(WorldModelAgent):
             self._finish_stage()
             self._next_stage()
         return True
+
+    def _seed_of(self, stream: int) -> int:
+        """A seed for each purpose in each iteration, so that what is resumed draws what it would have drawn."""
+        assert self.seed is not None
+        return int(np.random.SeedSequence([self.seed, self._begun, self._iteration, stream]).generate_state(1)[0])
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
     repeat `iterations` times
         collect    decisions at random (later: of C) in the real environment
         vision     V <- V - grad [ |o - decode(z)|^2 + max(KL, floor) ]                  single frames
+        together   V, M <- both - grad [ |o - decode(z)|^2 + ln q(z | o) - ln p(z | h) + ... ]   if asked for
         memory     M <- M - grad [ -ln p(z' | h') + (r - r')^2 - ln p(end) ]             sequences of V's codes
         controller CMA-ES: P candidates x R dreams of M, one batch; C <- the best mean so far
 
@@ -12,6 +13,7 @@ Source: Ha & Schmidhuber 2018, "World Models", with the iterative procedure of i
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,16 +25,13 @@ from torch import Tensor, nn
 from agents.arguments import check_choices, check_range, check_whole
 from agents.controllers import Controller
 from agents.evolution import Evolution
-from agents.imagination import matmul_precision
-from agents.latents import code_of, latent_replay
 from agents.policy import WorldModelPolicy
 from agents.rollouts import Ends, dream_returns, real_returns
-from agents.stages import StagedAgent
+from agents.vision_memory import VisionMemoryAgent
 from wmgym.nets.coders import CoderConfig
 from wmgym.random import TorchNoise
 from wmgym.real import make_vec
-from wmgym.replay import SequenceReplay
-from wmgym.worlds.base import SequenceBatch, State, World, index_state
+from wmgym.worlds.base import State, World, index_state
 from wmgym.worlds.mdn_rnn import MDNRNN, MDNRNNConfig
 
 _OF_EVOLUTION = {
@@ -41,7 +40,7 @@ _OF_EVOLUTION = {
 }  # fmt: skip
 
 
-class WorldModels(StagedAgent):
+class WorldModels(VisionMemoryAgent):
     """V, M and C, each fitted in a stage of its own.
 
     `learn(n)` goes once through the whole procedure with `n` decisions in the real environment, which are shared out
@@ -52,9 +51,13 @@ class WorldModels(StagedAgent):
         env: see `WorldModelAgent`, as for every argument that is not listed here. `train_ratio`, `train_freq`,
             `gradient_steps`, `pretrain`, `learning_starts` and `online_queue` have no meaning here.
         policy: see `WorldModelAgent`.
-        learning_rate: Adam's, for V.
+        learning_rate: Adam's first rate for V.
+        vision_decay: factor on it after each update.
         vision_updates: updates of V in each iteration.
         vision_batch: frames in each.
+        together_updates: updates of V and M at once, between their stages: V's codes become such as M can foretell
+            (`MDNRNNConfig.end_to_end`).
+        together_length: steps of the `batch_size` sequences in each.
         memory_learning_rate: Adam's first rate for M.
         memory_decay: factor on it after each update; it falls towards 1e-5.
         memory_updates: updates of M in each iteration.
@@ -63,8 +66,12 @@ class WorldModels(StagedAgent):
         precision: of M's matrix products while it is fitted (see `Dreamer`'s `dream_precision`).
         latent: Z, numbers in a latent.
         hidden: H, width of M.
-        depth: channels of V's first convolution.
-        world_config: a whole world configuration, instead of the three above.
+        mixture: M's mixtures, "factored" or "joint" (`MDNRNNConfig`).
+        components: of each.
+        depth: channels of V's first convolution; see `CoderConfig` for the other kinds of `image`.
+        image: V's network for pictures, "dreamer" (the paper's) or the faster "patches".
+        observation_scale: weight of V's squared error.
+        world_config: a whole world configuration, instead of the seven above.
         ordered: whether discrete actions lie on a line (`Controller`).
         bias: whether C has one.
         train_in: where C evolves, "dream" or "real".
@@ -105,8 +112,11 @@ class WorldModels(StagedAgent):
         policy: str | type[WorldModelPolicy] = "WorldModelPolicy",
         *,
         learning_rate: float = 1e-3,
+        vision_decay: float = 1.0,
         vision_updates: int = 2000,
         vision_batch: int = 100,
+        together_updates: int = 0,
+        together_length: int = 24,
         memory_learning_rate: float = 1e-3,
         memory_decay: float = 0.99999,
         memory_updates: int = 4000,
@@ -115,7 +125,11 @@ class WorldModels(StagedAgent):
         precision: Literal["float32", "bfloat16"] = "float32",
         latent: int = 32,
         hidden: int = 256,
+        mixture: Literal["factored", "joint"] = "factored",
+        components: int = 5,
         depth: int = 32,
+        image: Literal["dreamer", "patches"] = "dreamer",
+        observation_scale: float = 1.0,
         world_config: MDNRNNConfig | None = None,
         ordered: bool = False,
         bias: bool = True,
@@ -136,12 +150,14 @@ class WorldModels(StagedAgent):
         exploration_noise: float = 0.1,
         **options: Any,
     ) -> None:
-        coder = CoderConfig(depth=depth, squash=True, symlog=False, bfloat16=precision == "bfloat16")
-        self.latent, self.hidden, self.depth = latent, hidden, depth
-        self.world_config = world_config or MDNRNNConfig(latent=latent, hidden=hidden, coder=coder)
+        self.latent, self.hidden, self.depth, self.image = latent, hidden, depth, image
+        self.mixture, self.components, self.observation_scale = mixture, components, observation_scale
+        self.together_updates, self.together_length, self.vision_decay = together_updates, together_length, vision_decay
+        self.precision = precision
+        self.world_config = world_config or self._world_config()
         self.vision_updates, self.vision_batch = vision_updates, vision_batch
         self.memory_learning_rate, self.memory_decay = memory_learning_rate, memory_decay
-        self.memory_updates, self.precision = memory_updates, precision
+        self.memory_updates = memory_updates
         self.ordered, self.bias, self.train_in, self.iterations = ordered, bias, train_in, iterations
         self.generations, self.population, self.rollouts = generations, population, rollouts
         self.sigma, self.weight_decay = sigma, weight_decay
@@ -150,7 +166,6 @@ class WorldModels(StagedAgent):
         self.real_envs, self.exploration_noise = real_envs, exploration_noise
         self._check_own_arguments()
         self._begin_stages()
-        self._codes: SequenceReplay | None = None
         self._evolution: Evolution | None = None
         self._dream_starts: State | None = None
         self._real: VecEnv | None = None
@@ -166,17 +181,32 @@ class WorldModels(StagedAgent):
 
     def _check_own_arguments(self) -> None:
         check_choices(self, {"train_in": ("dream", "real"), "ends": ("sample", "threshold", "never")})
+        check_choices(self, {"mixture": ("factored", "joint"), "image": ("dreamer", "patches")})
         least = dict.fromkeys(("vision_batch", "iterations", "rollouts", "dream_horizon", "evaluate_every"), 1)
+        least |= {"components": 1, "together_updates": 0, "together_length": 2}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least)
         check_range(self, ("temperature", "exploration_noise", "sigma"))
 
     # -- networks ---------------------------------------------------------------------------------------------
 
-    world: MDNRNN
-
     def _build_world(self) -> MDNRNN:
         return MDNRNN(self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
+
+    def _world_config(self) -> MDNRNNConfig:
+        fast = self.precision == "bfloat16"
+        coder = CoderConfig(depth=self.depth, squash=True, symlog=False, bfloat16=fast)
+        if self.image == "patches":
+            coder = replace(coder, image="patches", image_act="silu", image_norm="layer")
+        return MDNRNNConfig(
+            latent=self.latent,
+            hidden=self.hidden,
+            components=self.components,
+            mixture=self.mixture,
+            coder=coder,
+            observation_scale=self.observation_scale,
+            end_to_end=self.together_updates > 0,
+        )
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         return {"actor": Controller(world.feature_size, self.action_space, self.ordered, self.bias)}
@@ -184,68 +214,6 @@ class WorldModels(StagedAgent):
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rates = {"vision": self.lr_schedule(1.0), "memory": self.memory_learning_rate}
         return {name: torch.optim.Adam(self._part(name), rate, fused=True) for name, rate in rates.items()}
-
-    def _part(self, name: str) -> list[nn.Parameter]:
-        """The parameters of V ("vision") or M ("memory")."""
-        named = self.policy.world.named_parameters()
-        return [parameter for key, parameter in named if key.startswith("vae.") == (name == "vision")]
-
-    # -- V and M ----------------------------------------------------------------------------------------------
-
-    def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        """V and M at once, on the same sequences; `learn` fits one after the other instead."""
-        loss = self.world.loss(batch, self.noise)
-        self._descend_together(loss.total, "vision", "memory")
-        return loss.parts
-
-    def _vision_step(self) -> None:
-        """One update of V on single frames."""
-        assert self.replay_buffer is not None
-        self.policy.set_training_mode(True)
-        batch = self.replay_buffer.sample(self.vision_batch, 1, device=self.device)
-        _, terms = self.world.vae.loss({key: value[0] for key, value in batch.observation.items()}, self.noise)
-        means = {f"{name}_loss": term.mean() for name, term in terms.items()}
-        self._descend_together(torch.stack(list(means.values())).sum(), "vision")
-        self._note(means)
-
-    def _memory_step(self) -> None:
-        """One update of M on sequences of V's codes, drawn anew for every batch."""
-        codes = self._open_codes()
-        batch = codes.sample(self.batch_size, self.batch_length, device=self.device)
-        self._codes_state = codes.get_state()
-        self._set_memory_rate()
-        with matmul_precision(self.precision):
-            parts, _ = self.world.memory_loss(code_of(batch).sample(self.noise), batch)
-            self._descend_together(torch.stack(list(parts.values())).sum(), "memory")
-        self._note(parts)
-
-    def _open_codes(self) -> SequenceReplay:
-        if self._codes is None:
-            assert self.replay_buffer is not None
-            self.policy.set_training_mode(False)
-            self._codes = latent_replay(self.world, self.replay_buffer, self._seed_of(0))
-            if self._codes_state is not None:  # the stage was interrupted here
-                self._codes.set_state(self._codes_state)
-        return self._codes
-
-    def _set_memory_rate(self) -> None:
-        least = min(1e-5, self.memory_learning_rate)
-        rate = least + (self.memory_learning_rate - least) * self.memory_decay**self._stage_step
-        for group in self.optimizers["memory"].param_groups:
-            group["lr"] = rate
-
-    def _descend_together(self, loss: Tensor, *names: str) -> None:
-        for name in names:
-            self.optimizers[name].zero_grad(set_to_none=True)
-        loss.backward()
-        if "memory" in names:  # the paper clips each number of M's gradient, and V's not at all
-            nn.utils.clip_grad_value_(self._part("memory"), 1.0)
-        for name in names:
-            self.optimizers[name].step()
-
-    def _note(self, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            self._metrics[name].append(value.detach())
 
     # -- C ----------------------------------------------------------------------------------------------------
 
@@ -360,8 +328,3 @@ class WorldModels(StagedAgent):
         if self._real is not None:
             self._real.close()
             self._real = None
-
-    def _seed_of(self, stream: int) -> int:
-        """A seed for each purpose in each iteration, so that what is resumed draws what it would have drawn."""
-        assert self.seed is not None
-        return int(np.random.SeedSequence([self.seed, self._begun, self._iteration, stream]).generate_state(1)[0])

@@ -89,7 +89,10 @@ class TakeCover:
     def interrupted(self) -> WorldModels:
         """The agent that Ctrl-C saved, in the middle of its stage."""
         path = self.args.out / f"worldmodels-{TAKE_COVER}-interrupted.zip"
-        lengths = {name: self.settings[name] for name in ("vision_updates", "memory_updates", "generations")}
+        lengths = {
+            name: self.settings[name]
+            for name in ("vision_updates", "together_updates", "memory_updates", "generations")
+        }
         return WorldModels.load(path, device="cpu", interrupt_folder=self.args.out, **lengths)
 
     def run(self) -> Path:

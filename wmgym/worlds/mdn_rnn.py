@@ -57,6 +57,8 @@ class MDNRNNConfig:
     coder: CoderConfig = field(default_factory=lambda: CoderConfig(depth=32, squash=True, symlog=False))
     kl_tolerance: float = 0.5
     """Nats for each latent number below which, all together, the KL of V presses no further."""
+    observation_scale: float = 1.0
+    """Weight of V's squared error; above 1 small things are worth nats of the code."""
     predict_reward: bool = True
     predict_end: bool = True
     """Without: the world never ends (the paper's CarRacing predicts neither)."""
@@ -64,6 +66,8 @@ class MDNRNNConfig:
     """Weight of steps that end in the loss of the end (10 in the paper's Take Cover); predictions are corrected."""
     reward_scale: float = 1.0
     """Weight of the squared error of the reward."""
+    end_to_end: bool = False
+    """Whether `loss` lets V learn from M too: what M expects takes the place of N(0, 1) as the prior of the codes."""
 
 
 class MDNRNN(World):
@@ -96,7 +100,8 @@ class MDNRNN(World):
         self.config = c = config or MDNRNNConfig()
         self.feature_size = c.latent + c.hidden * (2 if c.cell_in_features else 1)
         self.groups = c.latent if c.mixture == "factored" else 1
-        self.vae = VAE(as_dict_space(observation_space), c.latent, c.coder, c.kl_tolerance * c.latent)
+        boxes = as_dict_space(observation_space)
+        self.vae = VAE(boxes, c.latent, c.coder, c.kl_tolerance * c.latent, c.observation_scale)
         self.memory = LSTM(c.latent + action_size(action_space), c.hidden)
         self.mixtures = nn.Linear(c.hidden, GaussianMixtures.stat_count(c.latent, c.components, self.groups))
         self.reward_head = nn.Linear(c.hidden, 1) if c.predict_reward else None
@@ -162,12 +167,37 @@ class MDNRNN(World):
     # -- learning ---------------------------------------------------------------------------------------------
 
     def loss(self, batch: SequenceBatch, noise: Noise) -> WorldLoss:
-        """The objectives of V and M together, on `(T, B)` sequences; M's gradient stops at V's latents."""
+        """The objectives of V and M together, on `(T, B)` sequences; without `end_to_end`, M's gradient stops at V."""
+        if self.config.end_to_end:
+            return self._bound(batch, noise)
         code, terms = self.vae.loss(batch.observation, noise)
         seen = {f"{name}_loss": term.mean() for name, term in terms.items()}
         latent = Code(*(part.detach() for part in code)).sample(noise)
         remembered, states = self.memory_loss(latent, batch)
         parts = {**seen, **remembered}
+        total = torch.stack(list(parts.values())).sum()
+        return WorldLoss(total, {name: part.detach() for name, part in parts.items()}, states)
+
+    def _bound(self, batch: SequenceBatch, noise: Noise) -> WorldLoss:
+        """The variational bound of whole sequences, for each latent number, with the losses of reward and end.
+
+            E_q [scale |o_t - decode(z_t)|^2 + ln q(z_t | o_t) - ln p(z_t | h_t)] / Z
+
+        Where nothing is known before (`memory_loss`), the prior is N(0, 1).
+
+        Source: Chung et al. 2015, "A Recurrent Latent Variable Model for Sequential Data", equation 11, with V and M
+        in the places of its networks.
+        """
+        code = self.vae.encode(batch.observation)
+        latent = code.sample(noise)
+        states = self._filter(latent, batch.action, batch.is_first)
+        surprise = code.log_prob(latent) - self.predicted(states.hidden).log_prob(latent)
+        foretold = _foretold(batch)
+        share = 1 / self.config.latent
+        errors = self.vae.decoder.loss(latent, batch.observation)
+        parts = {f"{name}_loss": self.vae.scale * share * error.mean() for name, error in errors.items()}
+        parts["kl_loss"] = share * torch.where(foretold, surprise, code.kl()).mean()
+        parts |= self._outcome_losses(states.hidden, batch, foretold / foretold.sum().clamp(min=1))
         total = torch.stack(list(parts.values())).sum()
         return WorldLoss(total, {name: part.detach() for name, part in parts.items()}, states)
 
@@ -183,22 +213,24 @@ class MDNRNN(World):
             code), `reward_loss` and `end_loss`; and the posterior states `(T, B, ...)`.
         """
         states = self._filter(latent, batch.action, batch.is_first)
-        # Nothing is known before an episode's first step, nor before the sequence's: neither is predicted.
-        valid = ~batch.is_first
-        valid[0] = False
-        weight = valid / valid.sum().clamp(min=1)
-        losses = -self.predicted(states.hidden).log_prob(latent) / self.config.latent
-        parts = {"latent_loss": (losses * weight).sum()}
+        log_prob = self.predicted(states.hidden).log_prob(latent)
+        weight = _foretold(batch) / _foretold(batch).sum().clamp(min=1)
+        parts = {"latent_loss": -(log_prob * weight).sum() / self.config.latent}
+        return parts | self._outcome_losses(states.hidden, batch, weight), states
+
+    def _outcome_losses(self, hidden: Tensor, batch: SequenceBatch, weight: Tensor) -> dict[str, Tensor]:
+        """`reward_loss` and `end_loss` at `hidden` `(T, B, H)`, where they are predicted."""
+        parts = {}
         if self.reward_head is not None:
-            error = (self._reward(states.hidden) - batch.reward).square()
+            error = (self._reward(hidden) - batch.reward).square()
             parts["reward_loss"] = self.config.reward_scale * (error * weight).sum()
         if self.end_head is not None:
-            logit = self.end_head(states.hidden).squeeze(-1)
+            logit = self.end_head(hidden).squeeze(-1)
             often = torch.tensor(self.config.end_weight, device=logit.device)
             target = batch.is_terminal.to(logit.dtype)
             error = F.binary_cross_entropy_with_logits(logit, target, reduction="none", pos_weight=often)
             parts["end_loss"] = (error * weight).sum()
-        return parts, states
+        return parts
 
     def _filter(self, latent: Tensor, action: Tensor, is_first: Tensor) -> MDNRNNState:
         """States `(T, B, ...)` over known latents; the memory is wiped where `is_first` says so."""
@@ -215,3 +247,10 @@ class MDNRNN(World):
             hiddens.append(hidden)
             cells.append(cell)
         return MDNRNNState(latent, torch.stack(hiddens), torch.stack(cells))
+
+
+def _foretold(batch: SequenceBatch) -> Tensor:
+    """Which steps `(T, B)` M expects: nothing is known before an episode's first step, nor before the sequence's."""
+    valid = ~batch.is_first
+    valid[0] = False
+    return valid
