@@ -214,11 +214,14 @@ def test_the_seed_decides_everything(env: str) -> None:
     assert not torch.equal(one.policy.actor.weights, other.policy.actor.weights)
 
 
-@pytest.mark.parametrize(("stage", "at"), [("_vision_step", 4), ("_memory_step", 3), ("_controller_step", 4)])
+@pytest.mark.parametrize(
+    ("stage", "at"), [("_vision_step", 4), ("_together_step", 2), ("_memory_step", 3), ("_controller_step", 4)]
+)
 def test_what_is_interrupted_goes_on_within_its_stage(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str, at: int
 ) -> None:
-    unbroken = tiny("CartPole-v1", iterations=2).learn(120)
+    changes = {"iterations": 2, "together_updates": 3, "vision_decay": 0.9}
+    unbroken = tiny("CartPole-v1", **changes).learn(120)
     original, calls = getattr(WorldModels, stage), [0]
 
     def interrupted(self: WorldModels) -> None:
@@ -229,7 +232,7 @@ def test_what_is_interrupted_goes_on_within_its_stage(
 
     monkeypatch.setattr(WorldModels, stage, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tiny("CartPole-v1", iterations=2, interrupt_folder=tmp_path).learn(120)
+        tiny("CartPole-v1", **changes, interrupt_folder=tmp_path).learn(120)
     saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
     assert saved._stage_step == at
     monkeypatch.undo()
@@ -252,8 +255,18 @@ def test_what_is_loaded_acts_and_dreams_as_what_was_saved(tmp_path: Path) -> Non
     assert dream.reset(seed=0)[0] in dream.observation_space
 
 
-def test_pictures_are_seen_by_convolutions(needs_rendering: None) -> None:
-    agent = tiny("CartPole-v1", observation="pixels", depth=2, generations=2).learn(40)
+def test_v_learns_from_m_only_while_both_learn_together() -> None:
+    apart, both = (tiny(together_updates=updates, together_length=4).learn(60) for updates in (0, 5))
+    assert not apart.world_config.end_to_end
+    assert both.world_config.end_to_end
+    assert both._n_updates == apart._n_updates + 5
+    steps = {id(p): int(both.optimizers["vision"].state[p]["step"]) for p in both.world.vae.parameters()}
+    assert set(steps.values()) == {6 + 5}  # none in M's own stage
+
+
+@pytest.mark.parametrize("image", ["dreamer", "patches"])
+def test_pictures_are_seen(image: str, needs_rendering: None) -> None:
+    agent = tiny("CartPole-v1", observation="pixels", image=image, depth=2, generations=2).learn(40)
     observation = agent.get_env().reset()
     assert observation.shape == (1, 64, 64, 3)
     action, _ = agent.predict(observation, deterministic=True)
@@ -265,6 +278,8 @@ def test_pictures_are_seen_by_convolutions(needs_rendering: None) -> None:
     [
         ({"train_in": "bed"}, "train_in='bed'"),
         ({"ends": "maybe"}, "ends='maybe'"),
+        ({"image": "eyes"}, "image='eyes'"),
+        ({"components": 0}, "components must be"),
         ({"population": 1}, "population must be"),
         ({"generations": 2.5}, "generations must be"),
         ({"temperature": -1.0}, "temperature must be a number, at least 0"),

@@ -41,6 +41,17 @@ def test_the_loss_of_pictures_equals_a_slow_version() -> None:
     assert 0 <= drawn.min() <= drawn.max() <= 1
 
 
+def test_the_scale_is_the_weight_of_the_error_alone() -> None:
+    observation = {"observation": torch.randn(5, 3)}
+    terms = []
+    for scale in (1.0, 8.0):
+        torch.manual_seed(0)
+        vae = VAE(VECTORS, 2, CoderConfig(units=8, layers=1), free_nats=0.0, scale=scale)
+        terms.append(vae.loss(observation, TorchNoise(torch.Generator().manual_seed(1)))[1])
+    torch.testing.assert_close(terms[1]["observation"], 8 * terms[0]["observation"])
+    torch.testing.assert_close(terms[1]["kl"], terms[0]["kl"])
+
+
 def test_the_floor_is_under_the_sum_of_all_latents_kl() -> None:
     mean = torch.zeros(2, 8)
     mean[0, 0] = 6.0  # 18 nats in one latent, none in the rest

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 from wmgym import save_world
 from wmgym.dream import StartStates, as_model
@@ -147,6 +148,66 @@ def test_ms_gradient_stops_at_vs_latents() -> None:
     memory, _ = world.memory_loss(latent.detach(), batch)
     torch.stack(list(memory.values())).sum().backward()
     assert all(p.grad is None for p in world.vae.parameters())
+
+
+@pytest.mark.parametrize("mixture", ["factored", "joint"])
+def test_the_bound_of_both_together_equals_a_slow_version(mixture: Any) -> None:
+    world, batch = build(mixture=mixture, end_to_end=True, observation_scale=8.0), sequences()
+    loss = world.loss(batch, TorchNoise(torch.Generator().manual_seed(0)))
+    code = world.vae.encode(batch.observation)
+    latent = code.sample(TorchNoise(torch.Generator().manual_seed(0)))
+    posterior = Normal(code.mean, torch.exp(0.5 * code.log_variance))
+    remembered, states = world.memory_loss(latent, batch)
+    errors = world.vae.decoder.loss(latent, batch.observation)["observation"]
+    kl = 0.0
+    for t in range(LENGTH):
+        for b in range(BATCH):
+            if t == 0 or batch.is_first[t, b]:
+                kl += kl_divergence(posterior, Normal(0.0, 1.0))[t, b].sum().item()
+            else:
+                expected = world.predicted(states.hidden[t, b][None]).log_prob(latent[t, b][None]).item()
+                kl += posterior.log_prob(latent)[t, b].sum().item() - expected
+    assert loss.parts["kl_loss"].item() == pytest.approx(kl / (LENGTH * BATCH) / 4, rel=1e-4)
+    assert loss.parts["observation_loss"].item() == pytest.approx(8 * errors.mean().item() / 4, rel=1e-4)
+    assert {name: loss.parts[name] for name in ("reward_loss", "end_loss")} == {
+        name: part for name, part in remembered.items() if name != "latent_loss"
+    }
+    assert loss.total.item() == pytest.approx(sum(part.item() for part in loss.parts.values()), rel=1e-5)
+
+
+def test_codes_are_such_as_m_can_foretell_when_both_learn_together() -> None:
+    """Half of what is seen is told by the action, half is chance: only the first half is worth telling apart."""
+    shares = {}
+    for together in (False, True):
+        world = build(end_to_end=together, observation_scale=4.0, predict_reward=False, predict_end=False)
+        shares[together] = foretold_share(world)
+    assert shares[True] > shares[False] + 0.1, shares
+
+
+def foretold_share(world: MDNRNN) -> float:
+    """How much of the codes' information M foretells after learning what `told_and_chance` shows."""
+    torch.manual_seed(0)
+    noise = TorchNoise(torch.Generator().manual_seed(0))
+    optimizer = torch.optim.Adam(world.parameters(), 1e-2)
+    for _ in range(400):
+        loss = world.loss(told_and_chance(), noise)
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    batch = told_and_chance()
+    code = world.vae.encode(batch.observation)
+    latent = code.sample(noise)
+    _, states = world.memory_loss(latent, batch)
+    surprise = (code.log_prob(latent) - world.predicted(states.hidden).log_prob(latent))[1:].mean()
+    return 1 - (surprise / code.kl()[1:].mean()).item()
+
+
+def told_and_chance() -> SequenceBatch:
+    """Observations whose first number is the last action's, and whose third is drawn anew at every step."""
+    action = torch.rand(5, 32, 2) * 2 - 1
+    seen = torch.stack([2 * action[..., 0], torch.zeros(5, 32), torch.rand(5, 32) * 4 - 2], -1)
+    never = torch.zeros(5, 32, dtype=torch.bool)
+    return SequenceBatch({"observation": seen}, action, torch.zeros(5, 32), never, never)
 
 
 @pytest.mark.parametrize("cell", [False, True])
