@@ -42,11 +42,15 @@ def test_rounds_and_one_pass_get_the_same_decisions(tmp_path: Path, monkeypatch:
     small: dict[str, Any] = {"vision_updates": 4, "memory_updates": 4, "generations": 4, "n_envs": 2, "rollouts": 2}
     small |= {"population": 4, "evaluate_rollouts": 2, "dream_horizon": 5, "batch_size": 2, "batch_length": 8}
     monkeypatch.setattr(iterations, "SETTINGS", iterations.SETTINGS | small)
-    path = iterations.main(["--decisions", "80", "--rounds", "2", "--episodes", "2", "--out", str(tmp_path)])
-    result = json.loads(path.read_text())
-    assert [row["decisions"] for row in result["rounds"]] == [40, 80]
-    assert [row["decisions"] for row in result["one_pass"]] == [80]
-    assert all(-2000 < row["return_mean"] < 0 for row in [*result["rounds"], *result["one_pass"]])
+    paths = iterations.main(["--decisions", "80", "--rounds", "2", "--episodes", "2", "--out", str(tmp_path)])
+    assert [path.name for path in paths] == ["rounds-seed0.json", "one_pass-seed0.json"]
+    rounds, one_pass = (json.loads(path.read_text()) for path in paths)
+    assert (rounds["env_steps"], one_pass["env_steps"]) == ([0, 40, 80], [0, 80])
+    assert rounds["updates"] == one_pass["updates"] == 12
+    assert rounds["return_mean"][0] == one_pass["return_mean"][0]  # at random
+    for result in (rounds, one_pass):
+        assert all(-2000 < mean < 0 for mean in result["return_mean"])
+        assert len(result["dream_mean"]) == len(result["env_steps"]) - 1
 
 
 def test_evolution_is_drawn_with_or_without_evaluations(tmp_path: Path) -> None:
