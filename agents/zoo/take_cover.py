@@ -53,9 +53,10 @@ class TakeCover:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.started = time.time()
+        self.started, self.processor_s = time.time(), 0.0
         self.settings = {**load_preset("world_models", TAKE_COVER, "default"), **overrides(args.set)}
-        self.agent = self.interrupted() if args.resume else self.new_agent()
+        self.earlier: dict[str, Any] = json.loads(self.path.read_text()) if args.resume and self.path.exists() else {}
+        self.agent = self.first_agent()
         self.data: dict[str, Any] = {
             "algo": "world_models",
             "preset": "default",
@@ -82,8 +83,12 @@ class TakeCover:
             "table": [],
         }
 
-    def new_agent(self) -> WorldModels:
-        """An agent that has learnt nothing."""
+    def first_agent(self) -> WorldModels:
+        """An agent that has learnt nothing; or what the run had when it was stopped."""
+        if self.earlier.get("table"):
+            return WorldModels.load(self.args.out / "world_models.zip", device="cpu", interrupt_folder=self.args.out)
+        if self.args.resume:
+            return self.interrupted()
         return WorldModels(TAKE_COVER, seed=self.args.seed, interrupt_folder=self.args.out, **self.settings)
 
     def interrupted(self) -> WorldModels:
@@ -97,25 +102,39 @@ class TakeCover:
 
     def run(self) -> Path:
         """Everything, in order; returns the result file."""
-        path = self.path
-        before = json.loads(path.read_text()) if self.args.resume and path.exists() else {}
-        # At random it plays as it did before the run was interrupted.
-        random = before.get("random") or _summary(self.play(RandomAgent(self.agent.action_space, self.args.seed)))
-        self.data["random"] = random
-        self.evaluated(0, random)
-        self.learn()
-        self.write()
-        own = self.settings["temperature"]
-        self.evaluated(self.agent.num_timesteps * self.agent.action_repeat, self.row(own)["real"])
+        if self.earlier.get("table"):
+            self.go_on()
+        else:
+            self.begin()
+        done = {row["temperature"] for row in self.data["table"]}
         for temperature in self.args.temperatures:
-            if temperature != own:
+            if temperature not in done:
                 self.agent.evolve(temperature=temperature, generations=self.args.table_generations)
                 self.agent.save(self.args.out / f"world_models_{temperature}.zip")
                 self.row(temperature)
         self.data["table"].sort(key=lambda row: row["temperature"])
         self.data["complete"] = True
         self.write()
-        return path
+        return self.path
+
+    def begin(self) -> None:
+        """Random play, all stages, and C's line of the table."""
+        # At random it plays as it did before the run was interrupted.
+        random = self.earlier.get("random") or _summary(self.play(RandomAgent(self.agent.action_space, self.args.seed)))
+        self.data["random"] = random
+        self.evaluated(0, random)
+        self.learn()
+        self.write()
+        real = self.row(self.settings["temperature"])["real"]
+        self.evaluated(self.agent.num_timesteps * self.agent.action_repeat, real)
+
+    def go_on(self) -> None:
+        """Take over what a run that was stopped within the table has found."""
+        for name in ("random", "env_steps", "return_mean", "return_std", "table", "costs", "episodes_collected"):
+            self.data[name] = self.earlier[name]
+        self.data["commit"] = " and ".join(dict.fromkeys([self.earlier["commit"], self.data["commit"]]))
+        self.started -= self.earlier["wall_clock_s"]
+        self.processor_s = self.earlier["processor_s"]
 
     def learn(self) -> None:
         """Collect, V, M, and C at the preset's temperature."""
@@ -173,7 +192,7 @@ class TakeCover:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.data["updates"] = self.agent._n_updates
         self.data["wall_clock_s"] = round(time.time() - self.started, 1)
-        self.data["processor_s"] = round(time.process_time(), 1)
+        self.data["processor_s"] = round(self.processor_s + time.process_time(), 1)
         path.write_text(json.dumps(self.data, indent=1) + "\n")
 
 

@@ -38,6 +38,22 @@ def test_take_cover_writes_its_table_and_pictures(tmp_path: Path) -> None:
     gym.make("Dream-v0", model=str(tmp_path / "world_models_0.5.zip"), temperature=0.5).reset(seed=0)
 
 
+def test_take_cover_goes_on_within_its_table(tmp_path: Path) -> None:
+    pytest.importorskip("vizdoom")
+    options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--out", str(tmp_path)]
+    options += ["--set", *FEW, "n_envs=2"]
+    path = take_cover.main([*options, "--temperatures", "1.15", "0.5"])
+    unbroken = json.loads(path.read_text())
+    stopped = {**unbroken, "complete": False, "table": [row for row in unbroken["table"] if row["temperature"] == 1.15]}
+    path.write_text(json.dumps(stopped))
+    again = json.loads(take_cover.main([*options, "--temperatures", "1.15", "0.5", "--resume"]).read_text())
+    assert again["complete"]
+    assert again["wall_clock_s"] > stopped["wall_clock_s"]
+    for one, other in zip(again["table"], unbroken["table"], strict=True):
+        assert (one["temperature"], one["generations"]) == (other["temperature"], other["generations"])
+        assert (one["dream"], one["real"]) == (other["dream"], other["real"])
+
+
 def test_rounds_and_one_pass_get_the_same_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small: dict[str, Any] = {"vision_updates": 4, "memory_updates": 4, "generations": 4, "n_envs": 2, "rollouts": 2}
     small |= {"population": 4, "evaluate_rollouts": 2, "dream_horizon": 5, "batch_size": 2, "batch_length": 8}
