@@ -1,7 +1,7 @@
 """Run a suite, or make the tables from the result files.
 
 python -m agents.zoo benchmark nine --processes 2     # skips what is done, resumes what was interrupted
-python -m agents.zoo benchmark --table                # zoo_configs/BENCHMARK.md, README.md, docs/results.md
+python -m agents.zoo benchmark --table                # zoo_configs/BENCHMARK.md, and in README.md and docs/
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from agents.zoo.dream_tables import dream_section, read_dreams
+from agents.zoo.dream_tables import dream_overview, dream_section, read_dreams
 from agents.zoo.published import read_published
 from agents.zoo.results import result_path
 from agents.zoo.suites import Run, Suite, read_suites
@@ -128,13 +128,17 @@ class Benchmark:
                 process.terminate()  # SIGTERM: SIGINT may be ignored, and both save
 
 
-def write_tables(results: str | Path, page: str | Path, overviews: Sequence[str | Path]) -> None:
-    """Write the benchmark's page, and the overview between the markers of other pages."""
-    files = read_files(results)
+def write_tables(
+    results: str | Path, page: str | Path, overviews: Sequence[str | Path], dream_pages: Sequence[str | Path] = ()
+) -> None:
+    """Write the benchmark's page, and between the markers of others the overviews of real and of dreamt runs."""
+    files, dreams = read_files(results), read_dreams(results)
     benchmark = benchmark_page(files, read_suites().values(), read_published())
-    Path(page).write_text(f"{benchmark}\n{dream_section(read_dreams(results))}\n")
+    Path(page).write_text(f"{benchmark}\n{dream_section(dreams)}\n")
     for path in overviews:
         put_between_markers(path, overview(group(files.values())))
+    for path in dream_pages:
+        put_between_markers(path, dream_overview(dreams))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -155,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", action="store_true", help="make the tables instead of running anything")
     parser.add_argument("--page", default="zoo_configs/BENCHMARK.md", help="where --table writes")
     parser.add_argument("--overviews", nargs="*", default=["README.md", "docs/results.md"], help="pages with markers")
+    parser.add_argument("--dream-pages", nargs="*", default=["docs/dream.md"], help="pages with the dreamt ones")
     return parser
 
 
@@ -170,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args, options = parser.parse_known_args(arguments)
     if args.table:
-        write_tables(args.results, args.page, args.overviews)
+        write_tables(args.results, args.page, args.overviews, args.dream_pages)
         return 0
     benchmark = Benchmark(_chosen(parser, args), args.results, args.log_folder, options, args.retry)
     to_do = benchmark.to_do()

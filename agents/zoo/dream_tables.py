@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from agents.zoo.tables import Result, markdown, task_name
 
@@ -51,6 +53,49 @@ def dream_section(files: Mapping[Path, Result]) -> str:
     return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
 
 
+def dream_overview(runs: Mapping[Path, Result], tasks: Mapping[str, Any] | None = None) -> str:
+    """A line a row of `zoo_configs/dream_rows.yml`, with what each seed is worth and believed: for docs/dream.md.
+
+    Args:
+        runs: result files, by path.
+        tasks: what the table shows, instead of that file.
+
+    Raises:
+        ValueError: for a row without result files.
+    """
+    shown = tasks if tasks is not None else yaml.safe_load((files("zoo_configs") / "dream_rows.yml").read_text())
+    header = ["task", "worlds", "agent", "dreamt steps", "worth", "believed", "of the Dreamer"]
+    rows = []
+    for env_id, task in shown.items():
+        teacher = _kept(_seeds_of(runs, env_id, task["teacher"])[0], "teacher_return_mean")
+        for number, row in enumerate(task["rows"]):
+            name = "" if number else task_name(env_id)
+            rows.append([name, row["worlds"], *_overview_cells(_seeds_of(runs, env_id, row["runs"]), teacher)])
+    return markdown(header, rows)
+
+
+def _seeds_of(runs: Mapping[Path, Result], env_id: str, which: str) -> list[Result]:
+    """The complete runs of a task in the files `<algo>/<task>/<name>-seed<k>.json`, by seed."""
+    algo, _, name = which.partition("/")
+    found = [
+        run
+        for path, run in runs.items()
+        if (run["env_id"], run["algo"], path.stem.rpartition("-seed")[0]) == (env_id, algo, name)
+    ]
+    whole = sorted((run for run in found if run["complete"] and "error" not in run), key=lambda run: run["seed"])
+    if not whole:
+        raise ValueError(f"dream_rows.yml names {which} of {env_id}, and no complete result file is of it.")
+    return whole
+
+
+def _overview_cells(runs: Sequence[Result], teacher: float) -> list[str]:
+    real, dreamt = ([_kept(run, f"{kind}return_mean") for run in runs] for kind in ("", "dream_"))
+    steps = f"{runs[0]['dream_steps'][-1]:,}"
+    agent = {"ppo": "PPO", "sac": "SAC"}.get(runs[0]["algo"], runs[0]["algo"].capitalize())
+    worth, believed = (", ".join(f"{value:.0f}" for value in values) for values in (real, dreamt))
+    return [agent, steps, worth, believed, f"{np.mean(real) / teacher:.0%}"]
+
+
 def _row(key: Dreamt, runs: Sequence[Result]) -> list[str]:
     real, dreamt = (_over_seeds([_kept(run, f"{kind}return_mean") for run in runs]) for kind in ("", "dream_"))
     judged = all("judge_return_mean" in run for run in runs)
@@ -64,7 +109,8 @@ def _row(key: Dreamt, runs: Sequence[Result]) -> list[str]:
 
 def _kept(run: Result, curve: str) -> float:
     """Of the agent that was kept: the last, or the one that a judge liked best."""
-    return float(run[curve][run.get("kept", -1)])
+    values = run[curve]
+    return float(values[run.get("kept", -1)] if isinstance(values, list) else values)
 
 
 def _over_seeds(returns: Sequence[float]) -> str:

@@ -15,13 +15,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import platform
 import shlex
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,7 +38,7 @@ from agents import Dreamer
 from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
-from agents.zoo.results import describe_commit, describe_machine, result_path, without_folders
+from agents.zoo.results import describe_commit, describe_origin, result_path, without_folders
 from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
 from wmgym.files import atomic_writer
 
@@ -246,11 +244,8 @@ def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str
         "settings": settings,
         **_which_worlds(args),
         **_describe_teacher(args, model),
+        **describe_origin(_PACKAGES),
         "command": shlex.join([Path(sys.executable).name, *argv]),
-        "commit": describe_commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        "machine": describe_machine(),
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.world_models import WorldModels
 from agents.zoo.demo import RandomAgent
-from agents.zoo.results import describe_commit, describe_machine
+from agents.zoo.results import describe_origin
 from wmgym.real import make_vec
 
 # Small enough for states: what the rounds share out is in `_SHARED`. With less weight on V's error its codes are too
@@ -56,18 +54,17 @@ def train(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     settings = SETTINGS | {name: SETTINGS[name] // rounds for name in _SHARED}
     agent = WorldModels(args.env, seed=args.seed, **settings)
     points = [(0, play(RandomAgent(agent.action_space, args.seed), args))]
-    dreams, updates = [], 0
+    dreams = []
     for _ in range(rounds):
         agent.learn(args.decisions // rounds, reset_num_timesteps=False)
         points.append((agent.num_timesteps, play(agent, args)))
         dreams.append(round(float(agent.dream(args.episodes).mean()), 1))
-        updates += agent.vision_updates + agent.memory_updates + agent.generations
     return {
         "env_steps": [steps * agent.action_repeat for steps, _ in points],
         "return_mean": [round(float(np.mean(returns)), 1) for _, returns in points],
         "return_std": [round(float(np.std(returns)), 1) for _, returns in points],
         "dream_mean": dreams,
-        "updates": updates,
+        "updates": agent._n_updates,
         "settings": settings,
     }
 
@@ -92,11 +89,7 @@ def measure(args: argparse.Namespace, preset: str, rounds: int) -> Path:
         "observation": "state",
         "action_repeat": 1,
         "seed": args.seed,
-        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-        "commit": describe_commit(),
-        "versions": {name: version(name) for name in ("torch", "gymnasium", "cma", "numpy")},
-        "machine": describe_machine(),
-        "threads": args.threads,
+        **describe_origin(("torch", "gymnasium", "cma", "numpy")),
         "eval_episodes": args.episodes,
         "deterministic": True,
         **train(args, rounds),

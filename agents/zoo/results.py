@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.files import atomic_writer
 
-_FOLDERS = ("--results", "--save", "--log", "--log-folder", "--folder", "-f")
+_FOLDERS = ("--results", "--save", "--log", "--log-folder", "--folder", "-f", "--out")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "dm_control", "mujoco", "shimmy", "numpy")
 
 
@@ -73,6 +73,17 @@ def without_folders(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
+def describe_origin(packages: Sequence[str]) -> dict[str, Any]:
+    """What a result file says of how it came about: command, commit, versions of `packages`, machine and threads."""
+    return {
+        "command": " ".join([Path(sys.executable).name, *without_folders(sys.orig_argv[1:])]),
+        "commit": describe_commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": describe_machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 class ResultRecorder(EvalCallback):
     """Evaluates as a run goes and writes its result file after each evaluation.
 
@@ -116,11 +127,7 @@ class ResultRecorder(EvalCallback):
         self._spent_before = {"wall_clock_s": 0.0, "processor_s": 0.0}
         self.data: dict[str, Any] = {
             **facts,
-            "command": " ".join([Path(sys.executable).name, *without_folders(sys.orig_argv[1:])]),
-            "commit": describe_commit(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-            "machine": describe_machine(),
-            "threads": torch.get_num_threads(),
+            **describe_origin(_PACKAGES),
             "wall_clock_s": 0.0,
             "processor_s": 0.0,
             "updates": 0,

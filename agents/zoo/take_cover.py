@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from stable_baselines3.common.logger import configure
 
 from agents.world_models import WorldModels
 from agents.zoo.demo import RandomAgent
-from agents.zoo.results import describe_commit, describe_machine
+from agents.zoo.results import describe_origin
 from agents.zoo.stage_plots import plot_dreams, plot_evolution, plot_reconstructions
 from agents.zoo.train import load_preset, overrides
 from wmgym.games import TAKE_COVER
@@ -67,11 +65,7 @@ class TakeCover:
             "seed": args.seed,
             "settings": self.settings,
             "decisions_collected": args.decisions,
-            "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-            "commit": describe_commit(),
-            "versions": {name: version(name) for name in ("torch", "gymnasium", "vizdoom", "cma", "numpy")},
-            "machine": describe_machine(),
-            "threads": args.threads,
+            **describe_origin(("torch", "gymnasium", "vizdoom", "cma", "numpy")),
             "eval_episodes": args.episodes,
             "deterministic": True,
             "updates": 0,

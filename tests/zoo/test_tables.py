@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from agents.zoo.benchmark import write_tables
-from agents.zoo.dream_tables import dream_section, read_dreams
+from agents.zoo.dream_tables import dream_overview, dream_section, read_dreams
 from agents.zoo.plot import interquartile_mean, plot_curves, plot_suite, scores_of
 from agents.zoo.published import Published, methods, published_mean, read_published
 from agents.zoo.suites import Suite, read_suites
@@ -55,13 +55,13 @@ PARTLY = [
 
 def test_the_committed_tables_are_what_the_result_files_give() -> None:
     files = read_files(ROOT / "zoo_configs/results")
-    page = benchmark_page(files, read_suites().values(), read_published())
-    page += f"\n{dream_section(read_dreams(ROOT / 'zoo_configs/results'))}\n"
+    dreams = read_dreams(ROOT / "zoo_configs/results")
+    page = f"{benchmark_page(files, read_suites().values(), read_published())}\n{dream_section(dreams)}\n"
     again = "run: python -m agents.zoo benchmark --table"
     assert (ROOT / "zoo_configs/BENCHMARK.md").read_text() == page, again
-    for name in ("README.md", "docs/results.md"):
-        text = (ROOT / name).read_text()
-        assert text.partition(BEGIN)[2].partition(END)[0].strip() == overview(group(files.values())), again
+    real, dreamt = overview(group(files.values())), dream_overview(dreams)
+    for name, table in (("README.md", real), ("docs/results.md", real), ("docs/dream.md", dreamt)):
+        assert (ROOT / name).read_text().partition(BEGIN)[2].partition(END)[0].strip() == table, again
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "zoo_configs/results").glob("*/*/*.json")), ids=lambda path: path.stem)
@@ -197,6 +197,17 @@ def test_dream_trained_agents_stand_beside_the_worlds_own() -> None:
     assert "| A | dreamer | latent | ppo | 5,000 | 10 | 320 ± 20 (2) | 500 ± 0 (2) | - | 400 | 80% | 2 |" in section
     assert "| A | offline | latent | ppo | 5,000 | 10 | 50 (1) | 500 (1) | - | - | - | 2 |" in section
     assert "| A | judged | decoded | ppo | 5,000 | 10 | 300 (1) | 2 (1) | 90 (1) | 400 | 75% | 2 |" in section
+
+
+def test_the_overview_has_a_line_a_row_and_each_seed() -> None:
+    files = {Path(f"dream/ppo/A-v0/dreamer-seed{seed}.json"): dreamt(seed, real) for seed, real in ((1, 340), (0, 300))}
+    files[Path("dream/ppo/A-v0/dreamer_other-seed0.json")] = dreamt(0, 7.0)  # the same preset, otherwise set
+    tasks = {"A-v0": {"teacher": "ppo/dreamer", "rows": [{"worlds": "its own", "runs": "ppo/dreamer"}]}}
+    _, _, *rows = dream_overview(files, tasks).splitlines()
+    assert rows == ["| A | its own | PPO | 5,000 | 300, 340 | 500, 500 | 80% |"]
+    tasks["A-v0"]["rows"].append({"worlds": "none", "runs": "sac/none"})
+    with pytest.raises(ValueError, match="sac/none of A-v0"):
+        dream_overview(files, tasks)
 
 
 def test_dream_results_lie_a_folder_deeper_and_are_no_runs_in_reality(tmp_path: Path) -> None:

@@ -192,12 +192,11 @@ class MDNRNN(World):
         latent = code.sample(noise)
         states = self._filter(latent, batch.action, batch.is_first)
         surprise = code.log_prob(latent) - self.predicted(states.hidden).log_prob(latent)
-        foretold = _foretold(batch)
         share = 1 / self.config.latent
         errors = self.vae.decoder.loss(latent, batch.observation)
         parts = {f"{name}_loss": self.vae.scale * share * error.mean() for name, error in errors.items()}
-        parts["kl_loss"] = share * torch.where(foretold, surprise, code.kl()).mean()
-        parts |= self._outcome_losses(states.hidden, batch, foretold / foretold.sum().clamp(min=1))
+        parts["kl_loss"] = share * torch.where(_foretold(batch), surprise, code.kl()).mean()
+        parts |= self._outcome_losses(states.hidden, batch)
         total = torch.stack(list(parts.values())).sum()
         return WorldLoss(total, {name: part.detach() for name, part in parts.items()}, states)
 
@@ -214,13 +213,12 @@ class MDNRNN(World):
         """
         states = self._filter(latent, batch.action, batch.is_first)
         log_prob = self.predicted(states.hidden).log_prob(latent)
-        weight = _foretold(batch) / _foretold(batch).sum().clamp(min=1)
-        parts = {"latent_loss": -(log_prob * weight).sum() / self.config.latent}
-        return parts | self._outcome_losses(states.hidden, batch, weight), states
+        parts = {"latent_loss": -(log_prob * _weight(batch)).sum() / self.config.latent}
+        return parts | self._outcome_losses(states.hidden, batch), states
 
-    def _outcome_losses(self, hidden: Tensor, batch: SequenceBatch, weight: Tensor) -> dict[str, Tensor]:
+    def _outcome_losses(self, hidden: Tensor, batch: SequenceBatch) -> dict[str, Tensor]:
         """`reward_loss` and `end_loss` at `hidden` `(T, B, H)`, where they are predicted."""
-        parts = {}
+        parts, weight = {}, _weight(batch)
         if self.reward_head is not None:
             error = (self._reward(hidden) - batch.reward).square()
             parts["reward_loss"] = self.config.reward_scale * (error * weight).sum()
@@ -254,3 +252,9 @@ def _foretold(batch: SequenceBatch) -> Tensor:
     valid = ~batch.is_first
     valid[0] = False
     return valid
+
+
+def _weight(batch: SequenceBatch) -> Tensor:
+    """Equal shares `(T, B)` for the steps that M expects, none for the others."""
+    foretold = _foretold(batch)
+    return foretold / foretold.sum().clamp(min=1)
