@@ -119,8 +119,8 @@ def lambda_returns(rewards: Tensor, discounts: Tensor, values: Tensor, lam: floa
     weights = discounts * lam
     last = values[-1]
     returns = []
-    for t in reversed(range(len(rewards))):
-        last = inputs[t] + weights[t] * last
+    for gained, weight in zip(reversed(inputs.unbind()), reversed(weights.unbind()), strict=True):
+        last = gained + weight * last
         returns.append(last)
     return torch.stack(returns[::-1])
 

@@ -260,14 +260,14 @@ class RSSM(World):
 
     def _filter(self, batch: SequenceBatch, noise: Noise) -> tuple[RSSMState, Latent]:
         """Posterior states `(T, B, ...)` and their distributions; only the recurrence runs in the loop."""
-        length, size = batch.shape
         embedding = self.posterior.project(self.encoder(self._observed(batch.observation)))
         keep = 1.0 - batch.is_first.to(batch.action.dtype)[..., None]  # (T, B, 1)
         action = self.core.project(batch.action * keep)
-        state = self.initial(size)
+        state = self.initial(batch.shape[1])
         states, stats = [], []
-        for t in range(length):
-            state, statistics = self._filter_step(state, action[t], embedding[t], keep[t], noise)
+        # Taken apart at once: a step taken out by its number has a gradient of the whole sequence's size.
+        for step in zip(action.unbind(), embedding.unbind(), keep.unbind(), strict=True):
+            state, statistics = self._filter_step(state, *step, noise)
             states.append(state)
             stats.append(statistics)
         return stack_states(states), self._latent(torch.stack(stats))
