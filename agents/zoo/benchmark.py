@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from agents.zoo.dream_tables import dream_overview, dream_section, read_dreams
+from agents.zoo.dream_tables import dream_overview, dream_section, read_dream_rows, read_dreams
 from agents.zoo.published import read_published
 from agents.zoo.results import result_path
 from agents.zoo.suites import Run, Suite, read_suites
@@ -138,7 +138,7 @@ def write_tables(
     for path in overviews:
         put_between_markers(path, overview(group(files.values())))
     for path in dream_pages:
-        put_between_markers(path, dream_overview(dreams))
+        put_between_markers(path, dream_overview(dreams, read_dream_rows()))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from agents.zoo.registry import register_algorithms
 from agents.zoo.tables import Result, markdown, task_name
 
 INTRO = """## Trained in a frozen dream
@@ -44,30 +45,34 @@ def dream_section(files: Mapping[Path, Result]) -> str:
         files: result files, by path.
     """
     groups: dict[Dreamt, list[Result]] = defaultdict(list)
-    for run in files.values():
-        if run["complete"] and "error" not in run:
-            shows = run["settings"]["dream"].get("observation", "decoded")
-            groups[Dreamt(run["env_id"], run["preset"], shows, run["algo"])].append(run)
+    for run in filter(_is_whole, files.values()):
+        shows = run["settings"]["dream"].get("observation", "decoded")
+        groups[Dreamt(run["env_id"], run["preset"], shows, run["algo"])].append(run)
     header = ["task", "world of", "it shows", "agent", "dreamt steps", "episodes", "real return", "dream return"]
     header += ["judge's return", "world's own agent", "share of it", "minutes a run"]
     return f"{INTRO}\n\n{markdown(header, [_row(key, runs) for key, runs in sorted(groups.items())])}"
 
 
-def dream_overview(runs: Mapping[Path, Result], tasks: Mapping[str, Any] | None = None) -> str:
-    """A line a row of `zoo_configs/dream_rows.yml`, with what each seed is worth and believed: for docs/dream.md.
+def read_dream_rows() -> dict[str, Any]:
+    """What `dream_overview` shows, by task: `zoo_configs/dream_rows.yml`."""
+    rows: dict[str, Any] = yaml.safe_load((files("zoo_configs") / "dream_rows.yml").read_text())
+    return rows
+
+
+def dream_overview(runs: Mapping[Path, Result], tasks: Mapping[str, Any]) -> str:
+    """A line a row, with what the agent of each seed is worth and believed: for docs/dream.md.
 
     Args:
         runs: result files, by path.
-        tasks: what the table shows, instead of that file.
+        tasks: the rows of each task (`read_dream_rows`).
 
     Raises:
         ValueError: for a row without result files.
     """
-    shown = tasks if tasks is not None else yaml.safe_load((files("zoo_configs") / "dream_rows.yml").read_text())
     header = ["task", "worlds", "agent", "dreamt steps", "worth", "believed", "of the Dreamer"]
     rows = []
-    for env_id, task in shown.items():
-        teacher = _kept(_seeds_of(runs, env_id, task["teacher"])[0], "teacher_return_mean")
+    for env_id, task in tasks.items():
+        teacher = _seeds_of(runs, env_id, task["teacher"])[0]["teacher_return_mean"]
         for number, row in enumerate(task["rows"]):
             name = "" if number else task_name(env_id)
             rows.append([name, row["worlds"], *_overview_cells(_seeds_of(runs, env_id, row["runs"]), teacher)])
@@ -75,24 +80,27 @@ def dream_overview(runs: Mapping[Path, Result], tasks: Mapping[str, Any] | None 
 
 
 def _seeds_of(runs: Mapping[Path, Result], env_id: str, which: str) -> list[Result]:
-    """The complete runs of a task in the files `<algo>/<task>/<name>-seed<k>.json`, by seed."""
+    """The whole runs of a task in the files `<algo>/<task>/<name>-seed<k>.json`, by seed."""
     algo, _, name = which.partition("/")
     found = [
         run
         for path, run in runs.items()
-        if (run["env_id"], run["algo"], path.stem.rpartition("-seed")[0]) == (env_id, algo, name)
+        if (run["env_id"], run["algo"], path.stem.rpartition("-seed")[0]) == (env_id, algo, name) and _is_whole(run)
     ]
-    whole = sorted((run for run in found if run["complete"] and "error" not in run), key=lambda run: run["seed"])
-    if not whole:
+    if not found:
         raise ValueError(f"dream_rows.yml names {which} of {env_id}, and no complete result file is of it.")
-    return whole
+    return sorted(found, key=lambda run: run["seed"])
+
+
+def _is_whole(run: Result) -> bool:
+    """Whether a run reached its end."""
+    return bool(run["complete"]) and "error" not in run
 
 
 def _overview_cells(runs: Sequence[Result], teacher: float) -> list[str]:
     real, dreamt = ([_kept(run, f"{kind}return_mean") for run in runs] for kind in ("", "dream_"))
-    steps = f"{runs[0]['dream_steps'][-1]:,}"
-    agent = {"ppo": "PPO", "sac": "SAC"}.get(runs[0]["algo"], runs[0]["algo"].capitalize())
     worth, believed = (", ".join(f"{value:.0f}" for value in values) for values in (real, dreamt))
+    agent, steps = register_algorithms()[runs[0]["algo"]].__name__, f"{runs[0]['dream_steps'][-1]:,}"
     return [agent, steps, worth, believed, f"{np.mean(real) / teacher:.0%}"]
 
 
@@ -109,8 +117,7 @@ def _row(key: Dreamt, runs: Sequence[Result]) -> list[str]:
 
 def _kept(run: Result, curve: str) -> float:
     """Of the agent that was kept: the last, or the one that a judge liked best."""
-    values = run[curve]
-    return float(values[run.get("kept", -1)] if isinstance(values, list) else values)
+    return float(run[curve][run.get("kept", -1)])
 
 
 def _over_seeds(returns: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from agents.zoo.benchmark import write_tables
-from agents.zoo.dream_tables import dream_overview, dream_section, read_dreams
+from agents.zoo.dream_tables import dream_overview, dream_section, read_dream_rows, read_dreams
 from agents.zoo.plot import interquartile_mean, plot_curves, plot_suite, scores_of
 from agents.zoo.published import Published, methods, published_mean, read_published
 from agents.zoo.suites import Suite, read_suites
@@ -59,7 +59,7 @@ def test_the_committed_tables_are_what_the_result_files_give() -> None:
     page = f"{benchmark_page(files, read_suites().values(), read_published())}\n{dream_section(dreams)}\n"
     again = "run: python -m agents.zoo benchmark --table"
     assert (ROOT / "zoo_configs/BENCHMARK.md").read_text() == page, again
-    real, dreamt = overview(group(files.values())), dream_overview(dreams)
+    real, dreamt = overview(group(files.values())), dream_overview(dreams, read_dream_rows())
     for name, table in (("README.md", real), ("docs/results.md", real), ("docs/dream.md", dreamt)):
         assert (ROOT / name).read_text().partition(BEGIN)[2].partition(END)[0].strip() == table, again
 
