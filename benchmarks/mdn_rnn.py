@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from agents.controllers import Controller
 from agents.rollouts import dream_returns
-from agents.zoo.results import describe_commit, describe_machine
+from benchmarks import report
 from benchmarks.planner import matrix_rate, seconds
 from wmgym.dream import DreamVectorEnv, StartStates, as_model
 from wmgym.files import atomic_writer
@@ -100,10 +99,7 @@ def main() -> None:
     torch.set_num_threads(1)
     begun = time.time()
     result = {
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
-        "commit": describe_commit(),
-        "machine": describe_machine(),
-        "torch": torch.__version__,
+        **report.facts(),
         "rows": [measure(latent, hidden, args.repeats) for latent, hidden in ((32, 256), (64, 256), (64, 512))],
     }
     result["wall_clock_s"] = round(time.time() - begun, 1)

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from agents import PlaNet
 from agents.plannable import plannable
 from agents.planners import CEM, Planner
-from agents.zoo.results import describe_commit, describe_machine
+from benchmarks import report
 from wmgym.files import atomic_writer
 from wmgym.random import TorchNoise
 from wmgym.worlds.rssm import RSSM
@@ -94,13 +94,12 @@ def run(envs: list[int], repeats: int) -> dict[str, Any]:
         "paper: 1000 x 10 x 12, deter 200, heads 3 x 300": (world(200, 30, 300), PAPER),
         "preset cpu: 100 x 4 x 12, deter 100, heads 3 x 100": (world(100, 20, 100), CPU),
     }
-    rows = []
+    facts, rows = report.facts(), []
     for name, (model, planner) in sizes.items():
         for count in envs:
             rows.append(measure(name, model, planner, count, repeats))
             print(rows[-1], file=sys.stderr, flush=True)
-    command = " ".join([Path(sys.executable).name, *sys.orig_argv[1:]])
-    return {"command": command, "commit": describe_commit(), "machine": describe_machine(), "rows": rows}
+    return {**facts, "rows": rows}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ import torch
 
 from agents.planners import CEM, shifted
 from agents.simulators import SimulatedPlans
-from agents.zoo.results import describe_commit, describe_machine
+from benchmarks import report
 from wmgym import make_env
 from wmgym.files import atomic_writer
 from wmgym.random import TorchNoise
@@ -48,9 +48,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure."""
     torch.set_num_threads(1)
     planner = CEM(args.horizon, args.candidates, args.iterations, args.elites)
+    facts = report.facts()
     begun = time.process_time()
     returns = [episode(args.env, args.action_repeat, planner, seed, args.every_reward) for seed in args.seeds]
     return {
+        **facts,
         "env_id": args.env,
         "action_repeat": args.action_repeat,
         "planner": str(planner),
@@ -59,9 +61,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "returns": [round(value, 2) for value in returns],
         "paper": PAPER.get(args.env),
         "processor_s": round(time.process_time() - begun, 1),
-        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
-        "commit": describe_commit(),
-        "machine": describe_machine(),
     }
 
 
