@@ -237,11 +237,12 @@ class MDNRNN(World):
         keep = (~is_first).to(latent.dtype)[..., None]  # (T, B, 1)
         _, hidden, cell = self.initial(latent.shape[1])
         hiddens, cells = [], []
-        for t in range(len(latent)):
-            hidden, cell = self.memory(projected[t], hidden, cell)
+        # As in the RSSM: a step taken out by its number has a gradient of the whole sequence's size.
+        for t, (inputs, kept) in enumerate(zip(projected.unbind(), keep.unbind(), strict=True)):
+            hidden, cell = self.memory(inputs, hidden, cell)
             if t == 0:  # what came before is not known
                 hidden, cell = torch.zeros_like(hidden), torch.zeros_like(cell)
-            hidden, cell = hidden * keep[t], cell * keep[t]
+            hidden, cell = hidden * kept, cell * kept
             hiddens.append(hidden)
             cells.append(cell)
         return MDNRNNState(latent, torch.stack(hiddens), torch.stack(cells))
