@@ -61,9 +61,10 @@ class Dreamer(WorldModelAgent):
         depth: width of the picture networks, when there are pictures (`CoderConfig.depth`).
         picture_share: share of the frames that each update reconstructs.
         picture_scale: weight of their squared error.
+        standardize: see and judge vectors in units of their deviation (`RSSMConfig.standardize`).
         ensemble: predictors (2 or more) whose disagreement tells what the world does not know; 0: none. They learn
             beside the world and cost little.
-        world_config: a whole world configuration, instead of `deter` to `picture_scale`.
+        world_config: a whole world configuration, instead of `deter` to `standardize`.
         horizon: imagined steps.
         imagine_starts: how many of a batch's posterior states dreams start from; None: all.
         gamma: discount per decision.
@@ -93,9 +94,9 @@ class Dreamer(WorldModelAgent):
         learning_rate: float | Schedule = 6e-4,
         actor_learning_rate: float = 3e-4,
         critic_learning_rate: float = 3e-4,
-        batch_size: int = 16,
-        batch_length: int = 32,
-        train_ratio: float = 102.4,
+        batch_size: int = 32,
+        batch_length: int = 16,
+        train_ratio: float = 160.0,
         learning_starts: int = 2500,
         deter: int = 200,
         stoch: int = 30,
@@ -103,24 +104,27 @@ class Dreamer(WorldModelAgent):
         depth: int = 16,
         picture_share: float = 0.25,
         picture_scale: float = 1.0,
+        standardize: bool = True,
         ensemble: int = 0,
         world_config: RSSMConfig | None = None,
-        horizon: int = 12,
+        horizon: int = 6,
         imagine_starts: int | None = 128,
         gamma: float = 0.99,
         lam: float = 0.95,
         actor_gradient: ActorGradient = "auto",
         entropy_scale: float = 1e-3,
         exploration_noise: float = 0.1,
-        slow_rate: float = 0.02,
+        slow_rate: float = 0.1,
         clip: float = 100.0,
         dream_precision: Literal["float32", "bfloat16"] = "bfloat16",
         **options: Any,
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
-        self.picture_share, self.picture_scale, self.ensemble = picture_share, picture_scale, ensemble
+        self.picture_share, self.picture_scale = picture_share, picture_scale
+        self.standardize, self.ensemble = standardize, ensemble
         check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0})
-        config = world_config or flagship_world(deter, stoch, units, depth, picture_share, picture_scale)
+        shape = (deter, stoch, units, depth, picture_share, picture_scale, standardize)
+        config = world_config or flagship_world(*shape)
         self.world_config = replace(config, ensemble=self.ensemble) if self.ensemble else config
         self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
         self.horizon, self.imagine_starts = horizon, imagine_starts
@@ -228,7 +232,13 @@ class Dreamer(WorldModelAgent):
 
 
 def flagship_world(
-    deter: int, stoch: int, units: int, depth: int, picture_share: float, picture_scale: float = 1.0
+    deter: int,
+    stoch: int,
+    units: int,
+    depth: int,
+    picture_share: float,
+    picture_scale: float = 1.0,
+    standardize: bool = True,
 ) -> RSSMConfig:
     """The flagship's world at the given sizes; the layers of pictures run in bfloat16."""
     coder = CoderConfig(
@@ -244,6 +254,7 @@ def flagship_world(
         continues=HeadConfig(layers=1, units=units),
         picture_share=picture_share,
         picture_scale=picture_scale,
+        standardize=standardize,
         vector_scale=5.0,
         reward_scale=5.0,
         continue_scale=5.0,

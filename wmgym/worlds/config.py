@@ -43,6 +43,8 @@ class RSSMConfig:
     reward: HeadConfig = field(default_factory=HeadConfig)
     continues: HeadConfig | None = field(default_factory=lambda: HeadConfig(layers=1))
     """None: the world never ends (DreamerV1 and V2 on continuous control)."""
+    standardize: bool = False
+    """Whether vectors are seen, and judged, in units of their deviation: else small numbers are not worth telling."""
     observed_keys: tuple[str, ...] | None = None
     """Keys that the encoder sees; None: all. The decoder always draws all of them."""
     picture_share: float = 1.0

@@ -24,6 +24,7 @@ from wmgym.nets.coders import Decoder, Encoder
 from wmgym.nets.distributions import Categoricals, Gaussian, Latent, TwoHot, free_nats
 from wmgym.nets.images import coarse
 from wmgym.nets.mlp import MLP, activation, linear, normalisation
+from wmgym.nets.standardize import Standardizer
 from wmgym.random import Noise
 from wmgym.spaces import action_size, as_dict_space, is_image
 from wmgym.worlds.base import Observation, Outcome, SequenceBatch, World, WorldLoss, map_state, stack_states
@@ -101,6 +102,7 @@ class RSSM(World):
         self.feature_size = self._feature_size()
         stats = self._stats_size()
 
+        self.standardizer = Standardizer(self.boxes) if config.standardize else None
         self.encoder = Encoder(self._observed_boxes(), config.encoder)
         self.core = self._build_core(action_size(action_space))
         shape = (config.act, config.norm, config.init)
@@ -177,11 +179,11 @@ class RSSM(World):
 
     def decode(self, features: Tensor) -> Observation:
         """See `World.decode`."""
-        return self.decoder.observation(features)
+        return self._in_own_units(self.decoder.observation(features))
 
     def decode_keys(self, features: Tensor, keys: Collection[str]) -> Observation:
         """See `World.decode_keys`; the networks that draw nothing of `keys` do not run."""
-        return self.decoder.observation(features, keys)
+        return self._in_own_units(self.decoder.observation(features, keys))
 
     def disagreement(self, state: RSSMState, action: Tensor) -> Tensor:
         """Deviation of the ensemble's predictions of the next `stoch`, averaged over its dimensions, `(B,)`.
@@ -238,6 +240,8 @@ class RSSM(World):
 
     def loss(self, batch: SequenceBatch, noise: Noise) -> WorldLoss:
         """The variational objective on `(T, B)` sequences, each starting from the initial state."""
+        if self.standardizer is not None and self.training:
+            self.standardizer.update(batch.observation)
         batch = replace(batch, observation=self._seen(batch.observation, noise))
         states, posterior = self._filter(batch, noise)
         features = self.features(states)
@@ -273,7 +277,12 @@ class RSSM(World):
         return stack_states(states), self._latent(torch.stack(stats))
 
     def _seen(self, observation: Observation, noise: Noise) -> Observation:
-        """Pictures with `picture_bits`, the rest of each number drawn at random (PlaNet's dequantisation)."""
+        """Vectors in units of their deviation, where the configuration says so; pictures with `picture_bits`.
+
+        The rest of each number of a picture is drawn at random (PlaNet's dequantisation).
+        """
+        if self.standardizer is not None:
+            observation = self.standardizer(observation)
         step = 2 ** (8 - self.config.picture_bits)
         if step == 1:
             return observation
@@ -281,6 +290,9 @@ class RSSM(World):
             key: coarse(value, step, noise) if is_image(self.boxes[key]) else value
             for key, value in observation.items()
         }
+
+    def _in_own_units(self, observation: Observation) -> Observation:
+        return observation if self.standardizer is None else self.standardizer.inverse(observation)
 
     def _observed(self, observation: Observation) -> Observation:
         keys = self.config.observed_keys
