@@ -69,7 +69,8 @@ def _draw_task(
     last = max(run["env_steps"][-1] for runs in here.values() for run in runs)
     _draw_published(axis, published, task, seen, last)
     axis.set(title=task_name(task), xlabel="thousand environment steps", ylabel="return", xlim=(0, 1.03 * last / 1000))
-    axis.set_ylim(bottom=0)
+    if axis.dataLim.y0 >= 0:  # returns of Pendulum are all below
+        axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
 
 
