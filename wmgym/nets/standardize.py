@@ -42,12 +42,12 @@ class Standardizer(nn.Module):
     @torch.no_grad()
     def update(self, observation: Mapping[str, Tensor]) -> None:
         """Take a batch in: by key `(..., N)`, or `(...)` for single numbers."""
-        seen, count = self.rows.clone(), 0
+        count = 0
         for number, key in enumerate(self._keys):
             mean, variance = self._statistics(number)
             rows = observation[key].float().reshape(-1, *mean.shape)
             count = len(rows)
-            share = count / (seen + count)
+            share = count / (self.rows + count)
             away = rows.mean(0) - mean
             spread = rows.var(0, correction=0) - variance + away.square() * (1 - share)
             mean.add_(share * away)
