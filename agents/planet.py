@@ -120,11 +120,12 @@ class PlaNet(WorldModelAgent):
         reward_scale: weight of the reward's log likelihood.
         vector_scale: precision (one over the variance) of the Normal that vectors are judged by; pictures and rewards
             have the paper's 1.
+        standardize: see and judge vectors in units of their deviation (`RSSMConfig.standardize`).
         latent_overshooting: D; predictions up to D steps ahead are trained on the posterior (1: off).
         overshooting_weights: beta_1 to beta_D of them; None: all 1.
         observation_overshooting: predictions up to so many steps ahead are trained on observations and rewards.
         global_prior: weight of the divergence from a fixed standard normal distribution.
-        world_config: a whole world configuration, instead of the eleven above; its kind is `dynamics`.
+        world_config: a whole world configuration, instead of the twelve above; its kind is `dynamics`.
         clip: largest gradient norm.
         options: the rest of `WorldModelAgent`'s arguments.
 
@@ -161,6 +162,7 @@ class PlaNet(WorldModelAgent):
         free_nats: float = 3.0,
         reward_scale: float = 10.0,
         vector_scale: float = 1.0,
+        standardize: bool = False,
         latent_overshooting: int = 1,
         overshooting_weights: Sequence[float] | None = None,
         observation_overshooting: int = 0,
@@ -179,6 +181,7 @@ class PlaNet(WorldModelAgent):
         self.search = _search(planner, horizon, candidates, elites, iterations)
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.free_nats, self.reward_scale, self.vector_scale = free_nats, reward_scale, vector_scale
+        self.standardize = standardize
         self.latent_overshooting, self.observation_overshooting = latent_overshooting, observation_overshooting
         self.overshooting_weights = None if overshooting_weights is None else tuple(overshooting_weights)
         self.global_prior = global_prior
@@ -212,6 +215,7 @@ class PlaNet(WorldModelAgent):
             free_nats=self.free_nats,
             free_per_step=True,
             vector_scale=self.vector_scale,
+            standardize=self.standardize,
             reward_scale=self.reward_scale,
             picture_bits=5,
             latent_overshooting=self.latent_overshooting,

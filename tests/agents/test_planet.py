@@ -32,6 +32,7 @@ HALF, WHOLE = 70, 130
 VARIANTS: dict[str, dict[str, Any]] = {
     "continuous": {"env": "test/Reach-v0"},
     "warm start": {"env": "test/Reach-v0", "warm_start": True},
+    "in units of the deviation": {"env": "test/Reach-v0", "standardize": True},
     "discrete, two environments": {"env": "CartPole-v1", "n_envs": 2, "seed_episodes": 3},
     "discrete, warm start": {"env": "CartPole-v1", "warm_start": True},
     "learning as the others do": {
