@@ -14,6 +14,7 @@ COMMANDS = {
     "plot": "draw learning curves and aggregates from the result files",
     "tune": "search hyperparameters with Optuna",
     "trust": "report how far the world of an agent can be trusted",
+    "compare": "compare how well the worlds of several agents foretell the same episodes",
     "export": "make a small, ready-trained checkpoint with its card",
     "demo": "the main job from end to end, in ten minutes",
 }

@@ -208,8 +208,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--results", default="zoo_configs/results", help="folder of result files")
     parser.add_argument("--out", default="docs/images", help="folder of the pictures")
     parser.add_argument("--suites", nargs="*", default=["planet-6", "nine", "pixels"], help="suites to aggregate")
+    parser.add_argument("--suites-file", help="another file than zoo_configs/suites.yml")
     args = parser.parse_args(arguments)
-    groups, published, suites = group(read_files(args.results).values()), read_published(), read_suites()
+    groups, published, suites = (
+        group(read_files(args.results).values()),
+        read_published(),
+        read_suites(args.suites_file),
+    )
     written = plot_curves(Path(args.out) / "learning_curves", groups, published)
     for name in args.suites:
         written += plot_suite(Path(args.out) / f"suite_{name}", suites[name], groups, published)
