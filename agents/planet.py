@@ -20,7 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 
-from agents.arguments import check_choices, check_whole
+from agents.arguments import check_choices, check_range, check_whole
 from agents.base import WorldModelAgent
 from agents.plannable import plannable
 from agents.planners import CEM, PLANNERS, Planner, shifted
@@ -44,6 +44,7 @@ class PlanningPolicy(WorldModelPolicy):
         planner: the search.
         warm_start: begin each search around the rest of the last plan, which is then one more leaf of the state that
             is carried from step to step.
+        temperature: of the world's chance while plans are tried; 0 tries them in the means of its priors.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class PlanningPolicy(WorldModelPolicy):
         world: World,
         planner: Planner,
         warm_start: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(observation_space, action_space, world, {})
-        self.planner, self.warm_start = planner, warm_start
+        self.planner, self.warm_start, self.temperature = planner, warm_start, temperature
         self._state_kind = type(world.initial(1))
         self._with_plan = _with_plan(self._state_kind)
 
@@ -84,7 +86,7 @@ class PlanningPolicy(WorldModelPolicy):
         return shifted(carry.state.plan.transpose(0, 1) * ~is_first[:, None])
 
     def _planned(self, state: State, start: Tensor | None, noise: Noise) -> Carry:
-        belief = self.planner.plan(plannable(self.world, state), noise, start)
+        belief = self.planner.plan(plannable(self.world, state, temperature=self.temperature), noise, start)
         if self.warm_start:
             state = self._with_plan(*state, belief.mean.transpose(0, 1).contiguous())
         return Carry(state, belief.action())
@@ -112,6 +114,8 @@ class PlaNet(WorldModelAgent):
         elites: how many of them the next iteration is fitted to ("cem", "mppi").
         iterations: of the search; None: 10, for "random" 1.
         warm_start: begin each search around the rest of the last plan.
+        temperature: of the world's chance while plans are tried: 1 draws each step from the prior, as the paper does,
+            0 takes the prior's mean, which tells plans apart with fewer of them.
         deter: width of the deterministic state.
         stoch: number of latents.
         units: width of the layers of the heads, and of those that see vectors.
@@ -155,6 +159,7 @@ class PlaNet(WorldModelAgent):
         elites: int = 100,
         iterations: int | None = None,
         warm_start: bool = False,
+        temperature: float = 1.0,
         deter: int = 200,
         stoch: int = 30,
         units: int = 300,
@@ -177,7 +182,8 @@ class PlaNet(WorldModelAgent):
         check_whole(self, {"seed_episodes": 0} | ({} if updates_per_episode is None else {"updates_per_episode": 1}))
         self.exploration_noise, self.clip = exploration_noise, clip
         self.horizon, self.candidates, self.elites = horizon, candidates, elites
-        self.iterations, self.warm_start = iterations, warm_start
+        self.iterations, self.warm_start, self.temperature = iterations, warm_start, temperature
+        check_range(self, ["temperature"])
         self.search = _search(planner, horizon, candidates, elites, iterations)
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.free_nats, self.reward_scale, self.vector_scale = free_nats, reward_scale, vector_scale
@@ -231,7 +237,9 @@ class PlaNet(WorldModelAgent):
         return {}
 
     def _build_policy(self, world: World) -> WorldModelPolicy:
-        return PlanningPolicy(self.observation_space, self.action_space, world, self.search, self.warm_start)
+        return PlanningPolicy(
+            self.observation_space, self.action_space, world, self.search, self.warm_start, self.temperature
+        )
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rate = self.lr_schedule(1.0)

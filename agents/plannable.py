@@ -27,6 +27,7 @@ def plannable(
     state: State | None = None,
     value: Value | None = None,
     discount: float = 1.0,
+    temperature: float = 1.0,
 ) -> Plannable:
     """What a planner can search in, from the state that it is in now.
 
@@ -36,6 +37,7 @@ def plannable(
         state: of a world, `(N, ...)`.
         value: of a world's or a dream's features, counted at the end of every plan; None counts rewards only.
         discount: of the rewards, per step.
+        temperature: of the world's chance; 0 tries plans in what the world finds likeliest. A simulator has none.
 
     Raises:
         TypeError: for anything else; the message says what can be planned in.
@@ -47,10 +49,10 @@ def plannable(
         1
     """
     if isinstance(where, World):
-        return ImaginedPlans(where, where.initial(1) if state is None else state, value, discount)
+        return ImaginedPlans(where, where.initial(1) if state is None else state, value, discount, temperature)
     inner = where.unwrapped if isinstance(where, gym.Env | gym.vector.VectorEnv) else None
     if isinstance(inner, DreamEnv | DreamVectorEnv):
-        return ImaginedPlans(inner.world, inner.get_state().world, value, discount)
+        return ImaginedPlans(inner.world, inner.get_state().world, value, discount, temperature)
     if value is not None:
         raise TypeError("A simulator has no features that a value could be read from: leave value out.")
     return SimulatedPlans([where] if isinstance(where, gym.Env) else where, discount)  # type: ignore[arg-type]
@@ -127,10 +129,14 @@ class ImaginedPlans:
         state: where plans begin, `(N, ...)`.
         value: counted at the end of every plan; None: nothing is.
         discount: of rewards, per step.
+        temperature: of the world's chance.
     """
 
-    def __init__(self, world: World, state: State, value: Value | None = None, discount: float = 1.0) -> None:
+    def __init__(
+        self, world: World, state: State, value: Value | None = None, discount: float = 1.0, temperature: float = 1.0
+    ) -> None:
         self.world, self.state, self.value, self.discount = world, state, value, discount
+        self.temperature = temperature
         self.num_envs = state[0].shape[0]
         self.action_space, self.device = world.action_space, world.device
 
@@ -155,7 +161,7 @@ class ImaginedPlans:
         reach = torch.ones_like(total)  # how much what comes next counts
         for action in plans.flatten(1, 2):
             # Step by step, rewards too: what a step needs stays in the processor's cache.
-            state, reward, continues = self.world.imagine(state, action, shared)
+            state, reward, continues = self.world.imagine(state, action, shared, self.temperature)
             total = total + reach * reward
             reach = reach * (self.discount * continues)
         if self.value is not None:

@@ -32,7 +32,7 @@ HALF, WHOLE = 70, 130
 VARIANTS: dict[str, dict[str, Any]] = {
     "continuous": {"env": "test/Reach-v0"},
     "warm start": {"env": "test/Reach-v0", "warm_start": True},
-    "in units of the deviation": {"env": "test/Reach-v0", "standardize": True},
+    "in units, in the means": {"env": "test/Reach-v0", "standardize": True, "temperature": 0.0},
     "discrete, two environments": {"env": "CartPole-v1", "n_envs": 2, "seed_episodes": 3},
     "discrete, warm start": {"env": "CartPole-v1", "warm_start": True},
     "learning as the others do": {
@@ -119,6 +119,7 @@ def test_every_dynamics_with_every_objective_learns_and_dreams(dynamics: str, tm
         ("horizon", 0),
         ("seed_episodes", -1),
         ("updates_per_episode", 0),
+        ("temperature", -0.5),
     ],
 )
 def test_arguments_that_cannot_be_are_named(wrong: str, value: Any) -> None:

@@ -210,6 +210,14 @@ def test_chance_is_drawn_once_for_every_plan() -> None:
     assert model.returns(same, ModeNoise()).std() < 1e-6
 
 
+def test_without_temperature_there_is_no_chance() -> None:
+    built = world()
+    states, plans = some_states(built, 2), torch.rand(5, 2, 7, 2) * 2 - 1
+    cold = plannable(built, states, temperature=0.0)
+    assert torch.equal(cold.returns(plans, noise(1)), cold.returns(plans, noise(2)))
+    torch.testing.assert_close(cold.returns(plans, noise()), plannable(built, states).returns(plans, ModeNoise()))
+
+
 @pytest.mark.parametrize("rows", [1, 60, 100, 10_000])
 def test_how_many_plans_are_imagined_together_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     built = world()
