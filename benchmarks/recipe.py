@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from agents import Dreamer
+from agents.zoo.hyperparams import load_preset
 from benchmarks import report
 from benchmarks.ours import Spaces, make_batch
 from benchmarks.serving import ACTION, STATE, Spec, alternate, flops, matrix_rate, timed
@@ -168,10 +169,13 @@ class Recipe(nn.Module):
 def updates() -> dict[str, Callable[[], Any]]:
     """What is measured, by name."""
     torch.manual_seed(0)
-    batch, short = (make_batch(Spec("dreamer", "state", batch=512 // length, length=length)) for length in (32, 16))
-    recipe = Recipe()
     flagship = Dreamer(Spaces("state"), device="cpu", seed=0)
-    quick = Dreamer(Spaces("state"), device="cpu", seed=0, horizon=6, standardize=True)
+    quick = Dreamer(Spaces("state"), device="cpu", seed=0, **load_preset("dreamer", "", "quick"))
+    batch, short = (
+        make_batch(Spec("dreamer", "state", batch=agent.batch_size, length=agent.batch_length))
+        for agent in (flagship, quick)
+    )
+    recipe = Recipe()
     alike = {"horizon": HORIZON, "imagine_starts": STARTS, "dream_precision": "float32"}
     same = Dreamer(Spaces("state"), device="cpu", seed=0, **alike)  # type: ignore[arg-type]
     return {

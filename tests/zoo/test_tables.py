@@ -171,6 +171,14 @@ def test_plots_are_pictures_and_the_same_each_time(tmp_path: Path) -> None:
         assert svg == (tmp_path / "two" / f"{name}.svg").read_bytes()
 
 
+def test_returns_below_zero_are_drawn_inside_their_panel(tmp_path: Path) -> None:
+    below = group([run("A-v0", 0, -1000.0)])
+    picture = np.asarray(Image.open(plot_curves(tmp_path / "curves", below)[0]).convert("RGB")).astype(int)
+    height = len(picture)
+    blue = (np.abs(picture - [31, 119, 180]).sum(-1) < 30)[: height // 2]  # the line's colour, above the legend
+    assert blue.sum() > 50
+
+
 def test_without_results_there_is_no_aggregate(tmp_path: Path) -> None:
     assert plot_suite(tmp_path / "suite", SUITE, group(PARTLY), PUBLISHED) == []
     assert methods(PUBLISHED, "pixels") == ["Seeing"]
