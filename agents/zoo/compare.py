@@ -1,6 +1,6 @@
 """Compare the worlds of several agents of one task: how far each foretells the same real episodes.
 
-python -m agents.zoo compare cpu.zip cpu-ssm.zip cpu-rnn.zip --env dm_control/cartpole-swingup-v0 --out docs/planet
+python -m agents.zoo compare cpu.zip cpu-ssm.zip cpu-rnn.zip --env dm_control/cartpole-swingup-v0
 
 All agents act, and one at random; every world is judged by the episodes of all (`wmgym.trust`, section 1).
 """
@@ -24,15 +24,15 @@ from agents.zoo.tables import markdown
 from wmgym.checkpoint import CheckpointError
 from wmgym.dream.model import load_model
 from wmgym.files import atomic_writer
-from wmgym.trust import simple_policies
+from wmgym.trust import TrustSettings, simple_policies
 from wmgym.trust.episodes import RecordedEpisode, record_episodes
 from wmgym.trust.report import open_real
 from wmgym.trust.statistics import survival_quantile, trust_horizons
 from wmgym.trust.windows import Errors, choose_starts, cut_windows, dream_errors, measure_scale, persistence_errors
 from wmgym.worlds.base import World
 
-MARKS = (1, 5, 15, 45)
-_CONTEXT, _WINDOWS, _LONGEST = 5, 10, 1000
+_AS_IN_REPORTS = TrustSettings()
+_LONGEST = 1000
 _PARTS = ("observation", "reward")
 PERSISTENCE = "persistence"
 
@@ -53,11 +53,11 @@ def compare(
         `reward` at each step `(H,)`, and of the worlds the median `trust_horizon`: steps until the error of the
         observation exceeds that of persistence, `horizon` where half of the windows never do.
     """
-    chosen, times = choose_starts(episodes, _WINDOWS, _CONTEXT, horizon)
+    chosen, times = choose_starts(episodes, _AS_IN_REPORTS.windows, _AS_IN_REPORTS.context, horizon)
+    scale = measure_scale(next(iter(worlds.values())), episodes)  # of their spaces, which are one
     found: dict[str, Any] = {}
     for name, world in worlds.items():
         windows = cut_windows(world, episodes, chosen, times, horizon, seed)
-        scale = measure_scale(world, episodes)
         errors, still = dream_errors(world, windows, scale, seed), persistence_errors(windows, scale)
         lasted = trust_horizons(errors.observation, still.observation)
         found[name] = {**_medians(errors), "trust_horizon": survival_quantile(lasted, 0.5, horizon)}
@@ -72,7 +72,7 @@ def _medians(errors: Errors) -> dict[str, list[float]]:
 def table(found: Mapping[str, Any]) -> str:
     """Median errors at some steps, as Markdown."""
     longest = len(found[PERSISTENCE]["observation"])
-    marks = [mark for mark in MARKS if mark <= longest]
+    marks = [mark for mark in _AS_IN_REPORTS.marks if mark <= longest]
     header = ["world", *(f"{part}, {mark}" for part in _PARTS for mark in marks), "trust horizon"]
     rows = []
     for name, curves in found.items():

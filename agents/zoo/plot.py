@@ -210,11 +210,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suites", nargs="*", default=["planet-6", "nine", "pixels"], help="suites to aggregate")
     parser.add_argument("--suites-file", help="another file than zoo_configs/suites.yml")
     args = parser.parse_args(arguments)
-    groups, published, suites = (
-        group(read_files(args.results).values()),
-        read_published(),
-        read_suites(args.suites_file),
-    )
+    groups, published = group(read_files(args.results).values()), read_published()
+    suites = read_suites(args.suites_file)
     written = plot_curves(Path(args.out) / "learning_curves", groups, published)
     for name in args.suites:
         written += plot_suite(Path(args.out) / f"suite_{name}", suites[name], groups, published)

@@ -112,14 +112,7 @@ def test_statistics_are_learned_in_training_only() -> None:
 
 
 def test_an_agent_and_its_dream_keep_them(tmp_path: Path) -> None:
-    small = {
-        "deter": 8,
-        "stoch": 4,
-        "units": 8,
-        "batch_size": 2,
-        "batch_length": 8,
-        "imagine_starts": 4,
-    }
+    small = {"deter": 8, "stoch": 4, "units": 8, "batch_size": 2, "batch_length": 8, "imagine_starts": 4}
     agent = Dreamer("Pendulum-v1", learning_starts=40, standardize=True, seed=0, **small).learn(60)
     agent.save(tmp_path / "agent.zip")
     loaded = Dreamer.load(tmp_path / "agent.zip")
