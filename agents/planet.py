@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from agents.plannable import plannable
 from agents.planners import CEM, PLANNERS, Planner, shifted
 from agents.policy import Carry, WorldModelPolicy
 from wmgym.nets.coders import normal_coder
+from wmgym.nets.mlp import Activation, Norm
 from wmgym.random import Noise, TorchNoise
 from wmgym.worlds.base import Observation, SequenceBatch, State, World, detach_state
 from wmgym.worlds.config import HeadConfig, RSSMConfig
@@ -120,6 +122,8 @@ class PlaNet(WorldModelAgent):
         stoch: number of latents.
         units: width of the layers of the heads, and of those that see vectors.
         depth: channels of the first convolution, when there are pictures.
+        act: of the layers, those of pictures apart: "relu", "elu", "silu" or "tanh".
+        norm: of the same layers: "none", "layer" or "rms".
         free_nats: divergence of a step that costs nothing.
         reward_scale: weight of the reward's log likelihood.
         vector_scale: precision (one over the variance) of the Normal that vectors are judged by; pictures and rewards
@@ -129,7 +133,7 @@ class PlaNet(WorldModelAgent):
         overshooting_weights: beta_1 to beta_D of them; None: all 1.
         observation_overshooting: predictions up to so many steps ahead are trained on observations and rewards.
         global_prior: weight of the divergence from a fixed standard normal distribution.
-        world_config: a whole world configuration, instead of the twelve above; its kind is `dynamics`.
+        world_config: a whole world configuration, instead of the fourteen above; its kind is `dynamics`.
         clip: largest gradient norm.
         options: the rest of `WorldModelAgent`'s arguments.
 
@@ -164,6 +168,8 @@ class PlaNet(WorldModelAgent):
         stoch: int = 30,
         units: int = 300,
         depth: int = 32,
+        act: Activation = "relu",
+        norm: Norm = "none",
         free_nats: float = 3.0,
         reward_scale: float = 10.0,
         vector_scale: float = 1.0,
@@ -186,6 +192,7 @@ class PlaNet(WorldModelAgent):
         check_range(self, ["temperature"])
         self.search = _search(planner, horizon, candidates, elites, iterations)
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
+        self.act, self.norm = act, norm
         self.free_nats, self.reward_scale, self.vector_scale = free_nats, reward_scale, vector_scale
         self.standardize = standardize
         self.latent_overshooting, self.observation_overshooting = latent_overshooting, observation_overshooting
@@ -205,13 +212,13 @@ class PlaNet(WorldModelAgent):
     # -- networks ---------------------------------------------------------------------------------------------
 
     def _paper_world(self) -> RSSMConfig:
-        coder = normal_coder(self.units, 2, "relu", self.depth)
+        coder = replace(normal_coder(self.units, 2, self.act, self.depth), norm=self.norm)
         return RSSMConfig(
             stoch=self.stoch,
             deter=self.deter,
             hidden=self.deter,
-            act="relu",
-            norm="none",
+            act=self.act,
+            norm=self.norm,
             init="glorot",
             encoder=coder,
             decoder=coder,

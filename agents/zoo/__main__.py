@@ -16,7 +16,7 @@ COMMANDS = {
     "trust": "report how far the world of an agent can be trusted",
     "compare": "compare how well the worlds of several agents foretell the same episodes",
     "export": "make a small, ready-trained checkpoint with its card",
-    "demo": "the main job from end to end, in ten minutes",
+    "demo": "the main job from end to end, in twenty minutes",
 }
 _WITHOUT_RL_ZOO = {"demo", "trust"}
 

@@ -96,8 +96,8 @@ def draw(found: Mapping[str, Any], path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def _record(paths: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, World], list[RecordedEpisode]]:
-    """The worlds, and `episodes` of each agent and of random actions."""
+def _record(paths: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, World], list[RecordedEpisode], str]:
+    """The worlds, `episodes` of each agent and of random actions, and the id of the environment they are of."""
     agents = {Path(path).stem: load_agent(path) for path in paths}
     if len(agents) < len(paths):
         raise ValueError(f"Two files have one name: {', '.join(map(str, paths))}. Names are how worlds are told apart.")
@@ -109,7 +109,7 @@ def _record(paths: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, W
     policies = {**agents, "random": simple_policies(real.action_space, args.seed)["random"]}
     steps = args.max_steps or model.env.get("max_episode_steps") or _LONGEST
     episodes = record_episodes(real, policies, args.episodes, args.seed, steps)
-    return {name: agent.world for name, agent in agents.items()}, episodes
+    return {name: agent.world for name, agent in agents.items()}, episodes, args.env or model.env["id"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -132,13 +132,13 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     torch.set_num_threads(1)
     try:
-        worlds, episodes = _record(args.agents, args)
+        worlds, episodes, env = _record(args.agents, args)
         found = compare(worlds, episodes, args.horizon, args.seed)
     except (CheckpointError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     returns = {name: [round(e.total, 1) for e in episodes if e.policy == name] for name in {e.policy for e in episodes}}
-    facts = {"env": args.env, "episodes": args.episodes, "horizon": args.horizon, "seed": args.seed}
+    facts = {"env": env, "episodes": args.episodes, "horizon": args.horizon, "seed": args.seed}
     args.out.mkdir(parents=True, exist_ok=True)
     with atomic_writer(args.out / "worlds.json") as file:
         file.write(json.dumps({**facts, "returns": dict(sorted(returns.items())), "worlds": found}, indent=1).encode())

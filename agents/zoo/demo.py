@@ -45,7 +45,7 @@ def _option(default: Any, description: str) -> Any:
 
 @dataclasses.dataclass
 class DemoSettings:
-    """What the demo's command line sets; the defaults fit ten minutes on two CPU cores."""
+    """What the demo's command line sets; the defaults fit twenty minutes on two CPU cores."""
 
     env: str = _option("dm_control/cartpole-swingup-v0", "Gymnasium id of the real environment")
     env_steps: int = _option(20_000, "real simulator steps the Dreamer learns from, action repeat included")

@@ -39,6 +39,7 @@ def test_a_table_a_plot_and_the_curves_are_written(
     given = ["--episodes", "2", "--horizon", "6", "--max-steps", "20", "--out", str(tmp_path)]
     assert main([*files, *given]) == 0
     written = json.loads((tmp_path / "worlds.json").read_text())
+    assert written["env"] == "CartPole-v1"
     assert set(written["worlds"]) == {"rssm", "ssm", "persistence"}
     assert set(written["returns"]) == {"rssm", "ssm", "random"}
     assert all(len(curves["observation"]) == 6 for curves in written["worlds"].values())
