@@ -42,9 +42,14 @@ def observations(boxes: dict[str, spaces.Box], *leading: int) -> dict[str, Tenso
 
 
 @pytest.fixture(autouse=True)
-def seeded() -> None:
+def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    multiplies_bfloat16(monkeypatch, True)  # whatever the processor, it is bfloat16 that is tested
+
+
+def multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    monkeypatch.setattr("wmgym.nets.precision._multiplies_bfloat16", lambda device: answer)
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (2, 5)])
@@ -325,3 +330,17 @@ def test_a_decoder_gives_what_is_asked_for_and_nothing_else() -> None:
     torch.testing.assert_close(part["state"], whole["state"])
     target = {"state": torch.zeros(5, 3)}
     assert list(decoder.loss(features, target)) == ["state"]
+
+
+@pytest.mark.parametrize("config", [DREAMER, V3, PATCHES], ids=["dreamer", "v3", "patches"])
+def test_a_processor_without_bfloat16_computes_in_float32_what_asks_for_it(
+    config: CoderConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = {"observation": picture()}
+    encoder = Encoder(boxes, replace(config, bfloat16=True))
+    plain = Encoder(boxes, config)
+    plain.load_state_dict(encoder.state_dict())
+    seen = observations(boxes, 2)
+    assert not torch.equal(encoder(seen), plain(seen))
+    multiplies_bfloat16(monkeypatch, False)
+    assert torch.equal(encoder(seen), plain(seen))

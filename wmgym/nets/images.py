@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from wmgym.nets.blocks import BlockLinear
 from wmgym.nets.mlp import MLP, Activation, Init, Norm, activation, init_v3_, linear, normalisation
+from wmgym.nets.precision import use_bfloat16
 from wmgym.random import Noise
 
 ImageNet = Literal["dreamer", "v3", "patches"]
@@ -132,8 +133,9 @@ class DreamerImageEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps uint8 (N, 64, 64, C) to float32 (N, out_size)."""
-        with _precision(pictures, self.fast):
-            return _flat(self.rest(_read(pictures, self.first, self.fast)))
+        fast = use_bfloat16(self.fast, pictures)
+        with _precision(pictures, fast):
+            return _flat(self.rest(_read(pictures, self.first, fast)))
 
 
 class DreamerImageDecoder(nn.Module):
@@ -165,7 +167,7 @@ class DreamerImageDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (N, in_size) to mean pictures (N, 64, 64, C) in the range [-0.5, 0.5], clamped only by `squash`."""
-        with _precision(features, self.fast):
+        with _precision(features, use_bfloat16(self.fast, features)):
             pictures: Tensor = self.rest(self._from_point(self.dense(features)))
         pictures = pictures.permute(0, 2, 3, 1)
         return torch.sigmoid(pictures) + self.offset if self.squash else pictures
@@ -199,8 +201,9 @@ class V3ImageEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps uint8 (N, H, W, C) to float32 (N, out_size)."""
-        with _precision(pictures, self.fast):
-            return _flat(self.rest(_read(pictures, self.first, self.fast)))
+        fast = use_bfloat16(self.fast, pictures)
+        with _precision(pictures, fast):
+            return _flat(self.rest(_read(pictures, self.first, fast)))
 
 
 class V3ImageDecoder(nn.Module):
@@ -237,8 +240,9 @@ class V3ImageDecoder(nn.Module):
         blocks = self.from_deter(deter).unflatten(1, (_V3_BLOCKS, self.height, self.width, -1))
         joined = blocks.permute(0, 2, 3, 1, 4).flatten(3)
         joined = joined + self.from_stoch(stoch).unflatten(1, (self.height, self.width, -1))
-        with _precision(features, self.fast):
-            pictures: Tensor = self.rest(joined.to(torch.bfloat16 if self.fast else joined.dtype).permute(0, 3, 1, 2))
+        fast = use_bfloat16(self.fast, features)
+        with _precision(features, fast):
+            pictures: Tensor = self.rest(joined.to(torch.bfloat16 if fast else joined.dtype).permute(0, 3, 1, 2))
         return torch.sigmoid(pictures.permute(0, 2, 3, 1))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wmgym.nets.images import ImageSizeError, ImageStyle, Shape
 from wmgym.nets.mlp import activation, linear, normalisation
+from wmgym.nets.precision import use_bfloat16
 
 _SIDES = (8, 2)  # a layer joins squares of so many places a side
 _MULTIPLES = (6, 8)  # channels after it, in units of `depth`
@@ -46,9 +47,10 @@ class PatchImageEncoder(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Maps uint8 (N, H, W, C) to float32 (N, out_size)."""
-        x = pictures.to(torch.bfloat16 if self.fast else torch.float32).sub_(127.5).mul_(1 / 64)
+        fast = use_bfloat16(self.fast, pictures)
+        x = pictures.to(torch.bfloat16 if fast else torch.float32).sub_(127.5).mul_(1 / 64)
         for side, layer in zip(_SIDES, self.layers):
-            x = _run(layer, join_places(x, side), self.fast)
+            x = _run(layer, join_places(x, side), fast)
         return x.flatten(1).float()
 
 
@@ -77,9 +79,10 @@ class PatchImageDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (N, in_size) to mean pictures (N, H, W, C) in [0, 1]."""
-        x = _run(self.dense, features, self.fast).unflatten(1, (*self.grid, -1))
+        fast = use_bfloat16(self.fast, features)
+        x = _run(self.dense, features, fast).unflatten(1, (*self.grid, -1))
         for side, spread, finish in zip(reversed(_SIDES), self.spread, self.finish):
-            x = _run(finish, split_places(_run(spread, x, self.fast), side), self.fast)
+            x = _run(finish, split_places(_run(spread, x, fast), side), fast)
         return x
 
 
