@@ -49,7 +49,7 @@ def plot_curves(path: str | Path, groups: Groups, published: Sequence[Published]
     rows = max(1, -(-len(tasks) // _COLUMNS))
     figure = Figure(figsize=(4 * _COLUMNS, 2.8 * rows + 1), layout="constrained")  # no pyplot: no global figures
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
-    colours = {agent: f"C{index % 10}" for index, agent in enumerate(agents_of(groups))}
+    colours = {agent: _colour(index) for index, agent in enumerate(agents_of(groups))}
     for axis, task in zip(axes, tasks, strict=False):
         _draw_task(axis, task, groups, published, colours)
     for axis in axes[len(tasks) :]:
@@ -59,8 +59,13 @@ def plot_curves(path: str | Path, groups: Groups, published: Sequence[Published]
     return save(figure, path)
 
 
+def _colour(index: int) -> Any:
+    """Of twenty colours that differ: ten strong ones, then their pale halves, then again."""
+    return colormaps["tab20"](2 * (index % 10) + index // 10 % 2)
+
+
 def _draw_task(
-    axis: Any, task: str, groups: Groups, published: Sequence[Published], colours: Mapping[str, str]
+    axis: Any, task: str, groups: Groups, published: Sequence[Published], colours: Mapping[str, Any]
 ) -> None:
     here = {key.agent: runs for key, runs in groups.items() if key.env_id == task}
     for agent, runs in here.items():
@@ -74,7 +79,7 @@ def _draw_task(
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_runs(axis: Any, agent: str, runs: Sequence[dict[str, Any]], colour: str) -> None:
+def _draw_runs(axis: Any, agent: str, runs: Sequence[dict[str, Any]], colour: Any) -> None:
     shared = sorted(set.intersection(*(set(run["env_steps"]) for run in runs)))
     returns = np.array([[at_step(run, step) for step in shared] for run in runs], float)
     thousands = np.array(shared) / 1000
