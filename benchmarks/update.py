@@ -29,6 +29,7 @@ import torch
 
 from benchmarks import report
 from benchmarks.serving import PEERS, Spec, Worker, alternate, clock_of
+from wmgym.nets.precision import multiplies_bfloat16
 
 NAMES = {"dreamer": "Dreamer", "dreamer_v1": "DreamerV1", "dreamer_v2": "DreamerV2", "dreamer_v3": "DreamerV3"}
 RATIOS = {"peer": "ratio", "torchrl": "torchrl_ratio"}
@@ -47,8 +48,12 @@ def everyone() -> list[Spec]:
 
 
 def rows_beside_peers(shapes: list[tuple[int, int]], threads: list[int], device: str, modes: list[str]) -> list[Spec]:
-    """Every agent, observation, shape, precision and number of threads; the flagship as it is, alone."""
-    beside = [(spec, precision) for spec in everyone() for precision in ("float32", "bfloat16")]
+    """Every agent, observation, shape, precision and number of threads; the flagship as it is, alone.
+
+    Without bfloat16 where the device has no instructions for it: ours would then compute in float32.
+    """
+    precisions = ("float32", "bfloat16") if multiplies_bfloat16(torch.device(device).type) else ("float32",)
+    beside = [(spec, precision) for spec in everyone() for precision in precisions]
     alone = [(Spec("dreamer", observation, defaults=True), "float32") for observation in ("state", "pixels")]
     return [
         replace(spec, batch=batch, length=length, precision=precision, threads=count, device=device, mode=mode)

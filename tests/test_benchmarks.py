@@ -36,6 +36,15 @@ def test_precision_changes_neither_networks_nor_work(observation: str) -> None:
     assert flops(build(spec).step) == flops(build(fast).step)
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_no_row_is_called_bfloat16_where_ours_would_compute_in_float32(
+    able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update, "multiplies_bfloat16", lambda device: able)
+    rows = update.rows_beside_peers([(4, 8)], [1], "cpu", ["eager"])
+    assert {row.precision for row in rows} == ({"float32", "bfloat16"} if able else {"float32"})
+
+
 def test_work_grows_with_the_batch_and_no_faster() -> None:
     spec = Spec("dreamer", "state", batch=4, length=8)
     ratio = flops(build(dataclasses.replace(spec, batch=8)).step) / flops(build(spec).step)

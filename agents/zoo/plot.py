@@ -119,13 +119,13 @@ def plot_suite(path: str | Path, suite: Suite, groups: Groups, published: list[P
         return []
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     along, end = figure.subplots(1, 2, width_ratios=(3, 2))
-    for index, (agent, found) in enumerate(scores.items()):
+    for colour, (agent, found) in zip(map(_colour, range(len(scores))), scores.items(), strict=True):
         estimate, interval = interquartile_mean(found.values)
         label = f"{agent} ({len(found.values)} seed{'s' if len(found.values) > 1 else ''})"
-        along.plot(found.steps, estimate, color=f"C{index}", label=label)
-        along.fill_between(found.steps, *interval, color=f"C{index}", alpha=0.2)
-        end.barh(label, interval[1, -1] - interval[0, -1], left=interval[0, -1], color=f"C{index}", alpha=0.3)
-        end.plot([estimate[-1]], [label], "|", color=f"C{index}", markersize=18, markeredgewidth=2)
+        along.plot(found.steps, estimate, color=colour, label=label)
+        along.fill_between(found.steps, *interval, color=colour, alpha=0.2)
+        end.barh(label, interval[1, -1] - interval[0, -1], left=interval[0, -1], color=colour, alpha=0.3)
+        end.plot([estimate[-1]], [label], "|", color=colour, markersize=18, markeredgewidth=2)
     for name, value in published_iqm(suite, published).items():
         end.plot([value], [f"{name}, published"], "k|", markersize=18)
     along.set(title=f"{suite.name}: {len(suite.envs)} tasks", xlabel="environment steps", ylabel="IQM of return / 1000")

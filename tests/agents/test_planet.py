@@ -32,7 +32,9 @@ HALF, WHOLE = 70, 130
 VARIANTS: dict[str, dict[str, Any]] = {
     "continuous": {"env": "test/Reach-v0"},
     "warm start": {"env": "test/Reach-v0", "warm_start": True},
-    "in units, in the means": {"env": "test/Reach-v0", "standardize": True, "temperature": 0.0},
+    "in units, in the means, normalised": {
+        "env": "test/Reach-v0", "standardize": True, "temperature": 0.0, "act": "silu", "norm": "layer",
+    },
     "discrete, two environments": {"env": "CartPole-v1", "n_envs": 2, "seed_episodes": 3},
     "discrete, warm start": {"env": "CartPole-v1", "warm_start": True},
     "learning as the others do": {
@@ -82,6 +84,7 @@ def test_the_defaults_are_the_papers() -> None:
     assert (world.free_nats, world.free_per_step, world.reward_scale, world.kl_balance) == (3.0, True, 10.0, None)
     assert (world.deter, world.stoch, world.min_std, world.picture_bits, world.continues) == (200, 30, 0.1, 5, None)
     assert (world.latent_overshooting, world.observation_overshooting, world.global_prior) == (1, 0, 0.0)
+    assert {(part.act, part.norm) for part in (world, world.encoder, world.decoder)} == {("relu", "none")}
     assert (agent.learning_rate, agent.clip, agent.exploration_noise) == (1e-3, 1000.0, 0.3)
 
 

@@ -45,11 +45,11 @@ def observations(boxes: dict[str, spaces.Box], *leading: int) -> dict[str, Tenso
 def seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    multiplies_bfloat16(monkeypatch, True)  # whatever the processor, it is bfloat16 that is tested
+    let_it_multiply_bfloat16(monkeypatch, True)  # whatever the processor, it is bfloat16 that is tested
 
 
-def multiplies_bfloat16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
-    monkeypatch.setattr("wmgym.nets.precision._multiplies_bfloat16", lambda device: answer)
+def let_it_multiply_bfloat16(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    monkeypatch.setattr("wmgym.nets.precision.multiplies_bfloat16", lambda device: answer)
 
 
 @pytest.mark.parametrize("leading", [(), (1,), (2, 5)])
@@ -342,5 +342,5 @@ def test_a_processor_without_bfloat16_computes_in_float32_what_asks_for_it(
     plain.load_state_dict(encoder.state_dict())
     seen = observations(boxes, 2)
     assert not torch.equal(encoder(seen), plain(seen))
-    multiplies_bfloat16(monkeypatch, False)
+    let_it_multiply_bfloat16(monkeypatch, False)
     assert torch.equal(encoder(seen), plain(seen))
