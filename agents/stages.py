@@ -34,12 +34,15 @@ class StagedAgent(WorldModelAgent):
     memory_updates: int
     generations: int
 
-    _KEPT = ("_iteration", "_stage", "_stage_step", "_begun", "_best_score", "evolution_steps", "history", "costs")
+    _KEPT = (
+        "_iteration", "_stage", "_stage_step", "_begun", "_joined", "_best_score", "evolution_steps", "history", "costs"
+    )  # fmt: skip
     """What of the state is JSON."""
 
     def _begin_stages(self) -> None:
         """The state before anything was done."""
         self._iteration, self._stage, self._stage_step, self._begun = 0, STAGES[0], 0, 0
+        self._joined = False  # whether V's codes have M for their prior, as they do once both were fitted together
         self._best_score, self.evolution_steps = -math.inf, 0
         self.history: list[dict[str, float]] = []
         self.costs: dict[str, dict[str, float]] = {}
@@ -111,7 +114,8 @@ class StagedAgent(WorldModelAgent):
     def _fit(self, interrupt: InterruptGuard, log_interval: int | None) -> bool:
         """V, both, M and C; False when interrupted."""
         work = {
-            "vision": (self._vision_step, self.vision_updates),
+            # Apart, V would draw codes that M foretells back to the standard normal, and spoil them.
+            "vision": (self._vision_step, 0 if self._joined else self.vision_updates),
             "together": (self._together_step, self.together_updates),
             "memory": (self._memory_step, self.memory_updates),
             "controller": (self._controller_step, self.generations),
@@ -127,6 +131,7 @@ class StagedAgent(WorldModelAgent):
                 self._saved_whole = (-1, None)  # what was saved in an earlier stage no longer says it all
                 if log_interval and self._stage_step % max(1, count // 20) == 0:
                     self._dump_stage(count)
+            self._joined |= self._stage == "together" and count > 0
             self._finish_stage()
             self._next_stage()
         return True

@@ -2,7 +2,7 @@
 
     repeat `iterations` times
         collect    decisions at random (later: of C) in the real environment
-        vision     V <- V - grad [ |o - decode(z)|^2 + max(KL, floor) ]                  single frames
+        vision     V <- V - grad [ |o - decode(z)|^2 + max(KL, floor) ]                  single frames, until "together"
         together   V, M <- both - grad [ |o - decode(z)|^2 + ln q(z | o) - ln p(z | h) + ... ]   if asked for
         memory     M <- M - grad [ -ln p(z' | h') + (r - r')^2 - ln p(end) ]             sequences of V's codes
         controller CMA-ES: P candidates x R dreams of M, one batch; C <- the best mean so far
@@ -53,7 +53,7 @@ class WorldModels(VisionMemoryAgent):
         policy: see `WorldModelAgent`.
         learning_rate: Adam's first rate for V.
         vision_decay: factor on it after each update.
-        vision_updates: updates of V in each iteration.
+        vision_updates: updates of V in each iteration; in the first alone if V goes on to learn from M.
         vision_batch: frames in each.
         together_updates: updates of V and M at once, between their stages: V's codes become such as M can foretell
             (`MDNRNNConfig.end_to_end`).

@@ -184,6 +184,15 @@ def test_iterations_share_out_the_decisions_and_roll_out_c() -> None:
     assert agent.learn(20, reset_num_timesteps=False).num_timesteps == more
 
 
+def test_codes_that_m_foretells_are_not_drawn_back_to_the_standard_normal() -> None:
+    agent = tiny(iterations=2, together_updates=4, together_length=4, generations=2)
+    agent.learn(80)
+    assert agent._n_updates == (6 + 4 + 6 + 2) + (4 + 6 + 2)
+    again = agent._n_updates
+    agent.learn(20)
+    assert agent._n_updates == again + 2 * (4 + 6 + 2)
+
+
 def test_learning_anew_goes_through_all_stages_again() -> None:
     agent = tiny(generations=2).learn(40)
     once = agent._n_updates
