@@ -11,6 +11,7 @@ from agents.dreamer_v1 import DreamerV1
 from agents.dreamer_v2 import DreamerV2
 from agents.dreamer_v3 import DreamerV3
 from agents.planet import PlaNet
+from agents.tdmpc2 import TDMPC2
 from agents.world_models import WorldModels
 
 ALGORITHMS: dict[str, type[WorldModelAgent]] = {
@@ -19,12 +20,14 @@ ALGORITHMS: dict[str, type[WorldModelAgent]] = {
     "dreamer_v2": DreamerV2,
     "dreamer_v3": DreamerV3,
     "planet": PlaNet,
+    "tdmpc2": TDMPC2,
     "world_models": WorldModels,
 }
 """The agents by the name that the zoo's command line uses."""
 
 __all__ = [
     "ALGORITHMS",
+    "TDMPC2",
     "Dreamer",
     "DreamerV1",
     "DreamerV2",

@@ -15,7 +15,7 @@ from wmgym.nets.mlp import MLP, Activation, Init, Norm
 from wmgym.random import Noise
 from wmgym.spaces import action_size
 
-ActorKind = Literal["tanh_normal", "truncated_normal", "bounded_normal"]
+ActorKind = Literal["tanh_normal", "truncated_normal", "bounded_normal", "squashed_normal"]
 
 _HALF_LOG_2PI_E = 0.5 * math.log(2 * math.pi * math.e)
 _EDGE = 1 - 1e-6  # tanh reaches 1 in float32; its inverse must stay finite
@@ -33,6 +33,12 @@ class TanhNormal(NamedTuple):
         mean, raw = stats.chunk(2, -1)
         offset = math.log(math.expm1(init_std))
         return cls(5 * torch.tanh(mean / 5), F.softplus(raw + offset) + min_std)
+
+    @classmethod
+    def from_log_stats(cls, stats: Tensor, low: float = -10.0, high: float = 2.0) -> TanhNormal:
+        """TD-MPC2's: mean `m`, logarithm of the deviation `low + (high - low) (tanh(s) + 1) / 2`."""
+        mean, raw = stats.chunk(2, -1)
+        return cls(mean, (low + 0.5 * (high - low) * (torch.tanh(raw) + 1)).exp())
 
     def sample(self, noise: Noise) -> Tensor:
         """A reparameterised draw in (-1, 1)."""
@@ -204,6 +210,8 @@ class Actor(nn.Module):
             return TanhNormal.from_stats(stats, self.init_std, self.min_std)
         if self.kind == "truncated_normal":
             return TruncatedNormal.from_stats(stats, self.min_std)
+        if self.kind == "squashed_normal":
+            return TanhNormal.from_log_stats(stats)
         return BoundedNormal.from_stats(stats, self.min_std, 1.0)
 
 

@@ -11,87 +11,26 @@ There is no policy and no value: `predict` plans. The other dynamics and objecti
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 
 from agents.arguments import check_choices, check_range, check_whole
 from agents.base import WorldModelAgent
-from agents.plannable import plannable
-from agents.planners import CEM, PLANNERS, Planner, shifted
-from agents.policy import Carry, WorldModelPolicy
+from agents.planners import CEM, PLANNERS, Planner
+from agents.planning import PlanningPolicy
+from agents.policy import WorldModelPolicy
 from wmgym.nets.coders import normal_coder
 from wmgym.nets.mlp import Activation, Norm
-from wmgym.random import Noise, TorchNoise
-from wmgym.worlds.base import Observation, SequenceBatch, State, World, detach_state
+from wmgym.worlds.base import SequenceBatch, World
 from wmgym.worlds.config import HeadConfig, RSSMConfig
 from wmgym.worlds.family import DYNAMICS
 
 Dynamics = Literal["rssm", "ssm", "rnn", "dmm_observation", "dmm_dynamics"]
-
-
-class PlanningPolicy(WorldModelPolicy):
-    """Acts by planning in its world at every step.
-
-    Args:
-        observation_space: of the environment.
-        action_space: of the environment, in its own units.
-        world: filters observations, and is planned in.
-        planner: the search.
-        warm_start: begin each search around the rest of the last plan, which is then one more leaf of the state that
-            is carried from step to step.
-        temperature: of the world's chance while plans are tried; 0 tries them in the means of its priors.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        world: World,
-        planner: Planner,
-        warm_start: bool = False,
-        temperature: float = 1.0,
-    ) -> None:
-        super().__init__(observation_space, action_space, world, {})
-        self.planner, self.warm_start, self.temperature = planner, warm_start, temperature
-        self._state_kind = type(world.initial(1))
-        self._with_plan = _with_plan(self._state_kind)
-
-    def initial_carry(self, batch_size: int) -> Carry:
-        """See `WorldModelPolicy.initial_carry`; with warm start the plan is zero, `(B, H, A)`."""
-        state, action = super().initial_carry(batch_size)
-        if self.warm_start:
-            state = self._with_plan(*state, action.unsqueeze(1).repeat(1, self.planner.horizon, 1))
-        return Carry(state, action)
-
-    @torch.no_grad()
-    def step(
-        self, carry: Carry, observation: Observation, is_first: Tensor, noise: Noise, deterministic: bool = False
-    ) -> Carry:
-        """See one observation `(B, ...)`, and plan. A deterministic decision is searched with the same draws always."""
-        leaves = carry.state[:-1] if self.warm_start else carry.state
-        before = self._state_kind(*leaves)
-        state = detach_state(self.world.observe(before, carry.action, observation, is_first, noise))
-        draws = TorchNoise(torch.Generator(self.device).manual_seed(0), self.device) if deterministic else noise
-        return self._planned(state, self._start(carry, is_first), draws)
-
-    def _start(self, carry: Carry, is_first: Tensor) -> Tensor | None:
-        """The rest of the last plan, `(H, B, A)`; zero where an episode begins."""
-        if not self.warm_start:
-            return None
-        return shifted(carry.state.plan.transpose(0, 1) * ~is_first[:, None])
-
-    def _planned(self, state: State, start: Tensor | None, noise: Noise) -> Carry:
-        belief = self.planner.plan(plannable(self.world, state, temperature=self.temperature), noise, start)
-        if self.warm_start:
-            state = self._with_plan(*state, belief.mean.transpose(0, 1).contiguous())
-        return Carry(state, belief.action())
 
 
 class PlaNet(WorldModelAgent):
@@ -122,7 +61,7 @@ class PlaNet(WorldModelAgent):
         stoch: number of latents.
         units: width of the layers of the heads, and of those that see vectors.
         depth: channels of the first convolution, when there are pictures.
-        act: of the layers, those of pictures apart: "relu", "elu", "silu" or "tanh".
+        act: of the layers, those of pictures apart: "relu", "elu", "silu", "mish" or "tanh".
         norm: of the same layers: "none", "layer" or "rms".
         free_nats: divergence of a step that costs nothing.
         reward_scale: weight of the reward's log likelihood.
@@ -275,11 +214,6 @@ class PlaNet(WorldModelAgent):
         loss = self._world_loss(batch)
         norm = self._descend("world", loss.total, self.world)
         return {**loss.parts, **loss.metrics, "world_grad_norm": norm}
-
-
-def _with_plan(kind: Any) -> Any:
-    """A kind of state with one more leaf, `plan`."""
-    return namedtuple("PlannedState", (*kind._fields, "plan"))
 
 
 def _search(name: str, horizon: int, candidates: int, elites: int, iterations: int | None) -> Planner:

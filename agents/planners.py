@@ -75,6 +75,10 @@ class GaussianBelief(NamedTuple):
         """The first action, `(N, A)`."""
         return self.mean[0]
 
+    def blur(self, action: Tensor, noise: Noise) -> Tensor:
+        """`action` `(N, A)` with noise as wide as the first action is unsure, in each environment by itself."""
+        return torch.addcmul(action, self.std[0], noise.normal(*action.shape)).clamp_(-1, 1)
+
 
 class CategoricalBelief(NamedTuple):
     """Independent distributions over discrete actions, one a step."""
@@ -103,6 +107,10 @@ class CategoricalBelief(NamedTuple):
         """The likeliest first action, one-hot `(N, A)`."""
         return F.one_hot(self.mean[0].argmax(-1), self.mean.shape[-1]).to(self.mean.dtype)
 
+    def blur(self, action: Tensor, noise: Noise) -> Tensor:
+        """`action` as it is: what is drawn from a distribution over choices needs no noise."""
+        return action
+
 
 Belief = GaussianBelief | CategoricalBelief
 
@@ -129,8 +137,16 @@ class Planner(ABC):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}.")
 
+    def plan(
+        self, model: Plannable, noise: Noise, start: Tensor | None = None, proposals: Tensor | None = None
+    ) -> Belief:
+        """The belief that `search` ends with; its `action()` `(N, A)` is the decision. The arguments are the same."""
+        return self.search(model, noise, start, proposals)[0]
+
     @torch.no_grad()
-    def plan(self, model: Plannable, noise: Noise, start: Tensor | None = None) -> Belief:
+    def search(
+        self, model: Plannable, noise: Noise, start: Tensor | None = None, proposals: Tensor | None = None
+    ) -> tuple[Belief, Tensor, Tensor]:
         """Search from the present states of `model`.
 
         Args:
@@ -138,21 +154,29 @@ class Planner(ABC):
             noise: source of the draws.
             start: a plan `(H, N, A)` to search around, such as `shifted(...)` of the last one (warm start); None
                 begins from zero, PlaNet's way.
+            proposals: plans `(H, N, K, A)` of another kind, such as a policy's, that are tried in every iteration; they
+                are among the `candidates`.
 
         Returns:
-            The belief after the last fit; its `action()` `(N, A)` is the decision.
+            The belief after the last fit, and what it was fitted to: plans `(H, N, J, A)` and their returns `(N, J)`.
         """
         if start is None:
             size = action_size(model.action_space)
             start = torch.zeros(self.horizon, model.num_envs, size, device=model.device)
         discrete = isinstance(model.action_space, spaces.Discrete)
-        belief: Belief = CategoricalBelief.around(start) if discrete else GaussianBelief.around(start)
+        belief: Belief = CategoricalBelief.around(start) if discrete else self.first_belief(start)
+        drawn = self.candidates - (0 if proposals is None else proposals.shape[2])
         for _ in range(self.iterations):
-            plans = belief.sample(self.candidates, noise)
+            plans = belief.sample(drawn, noise)
+            plans = plans if proposals is None else torch.cat([plans, proposals], 2)
             # A world that has diverged says NaN, which would be sorted to the top.
             returns = model.returns(plans, noise).nan_to_num(nan=-torch.inf)
             belief = self.fit(belief, plans, returns)
-        return belief
+        return belief, plans, returns
+
+    def first_belief(self, start: Tensor) -> GaussianBelief:
+        """What continuous plans are first drawn from, around `start` `(H, N, A)`."""
+        return GaussianBelief.around(start)
 
     @abstractmethod
     def fit(self, belief: Belief, plans: Tensor, returns: Tensor) -> Belief:
@@ -228,6 +252,7 @@ class MPPI(CEM):
         momentum: share of the old mean in the new one.
         min_std: smallest deviation of continuous actions.
         max_std: largest.
+        first_std: of the first draws.
 
     Example:
         >>> MPPI(candidates=512, elites=64, iterations=6).temperature
@@ -238,6 +263,11 @@ class MPPI(CEM):
     momentum: float = 0.1
     min_std: float = 0.05
     max_std: float = 2.0
+    first_std: float = 1.0
+
+    def first_belief(self, start: Tensor) -> GaussianBelief:
+        """See `Planner.first_belief`."""
+        return GaussianBelief.around(start, self.first_std)
 
     def fit(self, belief: Belief, plans: Tensor, returns: Tensor) -> Belief:
         """The best plans' weighted mean and deviation, or frequencies."""
@@ -247,6 +277,20 @@ class MPPI(CEM):
         if isinstance(fitted, GaussianBelief):
             fitted = fitted._replace(std=fitted.std.clamp(self.min_std, self.max_std))
         return fitted
+
+    def pick(self, plans: Tensor, returns: Tensor, noise: Noise) -> Tensor:
+        """The first action `(N, A)` of one of the best plans, drawn by the weights that they have.
+
+        Between two ways that are as good the mean of both may be none; TD-MPC2 therefore acts so, and tests so.
+
+        Args:
+            plans: `(H, N, J, A)`.
+            returns: `(N, J)`.
+            noise: source of the draw, the same for all environments.
+        """
+        chosen, top = best(plans, returns, self.elites)
+        drawn = (self.temperature * top + noise.gumbel(self.elites)).argmax(-1)  # (N,)
+        return chosen[0].gather(1, drawn[:, None, None].expand(-1, 1, chosen.shape[-1])).squeeze(1)
 
 
 PLANNERS: dict[str, type[Planner]] = {"cem": CEM, "mppi": MPPI, "random": RandomShooting}

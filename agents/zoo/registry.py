@@ -38,7 +38,8 @@ def register_algorithms() -> dict[str, type[BaseAlgorithm]]:
     """
     for name, algorithm in ALGORITHMS.items():
         ALGOS[name] = algorithm
-        HYPERPARAMS_SAMPLER.setdefault(name, sample_world_model_params)
+        sampler = sample_tdmpc2_params if name == "tdmpc2" else sample_world_model_params
+        HYPERPARAMS_SAMPLER.setdefault(name, sampler)
         HYPERPARAMS_CONVERTER.setdefault(name, as_sampled)
     return ALGOS
 
@@ -57,6 +58,17 @@ def sample_world_model_params(
         "train_ratio": trial.suggest_float("train_ratio", 16.0, 256.0, log=True),
         "batch_size": trial.suggest_categorical("batch_size", [8, 16, 32]),
         "batch_length": trial.suggest_categorical("batch_length", [16, 32, 64]),
+    }
+
+
+def sample_tdmpc2_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """What `tune` chooses for `TDMPC2`, whose sequences are as long as its plans."""
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "train_freq": trial.suggest_categorical("train_freq", [1, 2, 4]),
+        "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
     }
 
 

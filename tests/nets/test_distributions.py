@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch import distributions as td
 
-from wmgym.nets.distributions import Categoricals, Gaussian, TwoHot, free_nats, symexp, symlog
+from wmgym.nets.distributions import Categoricals, Gaussian, SymlogTwoHot, TwoHot, free_nats, symexp, symlog
 from wmgym.random import ModeNoise, TorchNoise
 
 numbers = st.floats(-1e6, 1e6, allow_nan=False)
@@ -131,6 +131,24 @@ def test_loss_and_gradient_are_those_of_the_whole_code_to_the_last_bit() -> None
 @pytest.mark.parametrize("level", [0.0, -7.3, 55.0])
 def test_equal_logits_mean_exactly_zero(level: float) -> None:
     assert TwoHot().mean(torch.full((4, 255), level)).tolist() == [0.0] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(-3, 4), st.sampled_from([-1, 1]))
+def test_symlog_two_hot_comes_back_over_its_whole_range(exponent: float, sign: int) -> None:
+    head = SymlogTwoHot()
+    x = torch.tensor([sign * 10**exponent])
+    assert head.mean(torch.log(head.encode(x))).item() == pytest.approx(x.item(), rel=1e-3, abs=1e-5)
+
+
+def test_symlog_two_hot_means_before_the_symlog_is_undone() -> None:
+    head = SymlogTwoHot(bins=3, limit=2.0)  # -2, 0, 2
+    half = torch.log(torch.tensor([[1e-30, 0.5, 0.5]]))
+    assert head.mean(half).item() == pytest.approx(math.expm1(1.0), rel=1e-5)
+    assert TwoHot(bins=3, limit=2.0).mean(half).item() == pytest.approx(math.expm1(2.0) / 2, rel=1e-5)
+    logits, target = randn(5, 3).float(), randn(5).float()
+    slow = -(head.encode(target) * torch.log_softmax(logits, -1)).sum(-1)
+    assert torch.allclose(head.loss(logits, target), slow)
 
 
 def test_loss_is_the_cross_entropy_and_is_least_at_the_target() -> None:

@@ -42,7 +42,14 @@ def test_glorot_layers_start_without_bias_and_even_between_both_widths(scale: fl
     assert layer.weight.std().item() == pytest.approx(scale * math.sqrt(2 / 400), rel=0.02)
 
 
-@pytest.mark.parametrize("init", ["torch", "glorot", "v3"])
+def test_small_layers_start_without_bias_and_with_a_deviation_of_a_fiftieth() -> None:
+    torch.manual_seed(0)
+    layer = linear(300, 300, "small")
+    assert layer.bias.abs().max() == 0
+    assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+@pytest.mark.parametrize("init", ["torch", "glorot", "v3", "small"])
 def test_a_head_of_scale_zero_says_zero_and_learns(init: str) -> None:
     head = MLP(4, 2, layers=1, units=8, init=init, out_scale=0.0)
     out = head(torch.randn(5, 4))
@@ -72,7 +79,7 @@ def test_normalisations_follow_their_equations() -> None:
 
 
 @pytest.mark.parametrize("norm", ["none", "layer", "rms"])
-@pytest.mark.parametrize("act", ["relu", "elu", "silu", "tanh"])
+@pytest.mark.parametrize("act", ["relu", "elu", "silu", "mish", "tanh"])
 def test_an_mlp_is_its_layers_one_after_the_other(act: str, norm: str) -> None:
     net = MLP(3, 2, layers=2, units=8, act=act, norm=norm)
     linears = [module for module in net if isinstance(module, nn.Linear)]
@@ -99,7 +106,7 @@ def test_an_mlp_without_hidden_layers_is_linear() -> None:
 
 
 def test_unknown_names_are_named() -> None:
-    with pytest.raises(ValueError, match=r"'swish'.*relu, elu, silu, tanh"):
+    with pytest.raises(ValueError, match=r"'swish'.*relu, elu, silu, mish, tanh"):
         MLP(3, 2, layers=1, units=8, act="swish")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"'batch'.*none, layer or rms"):
         MLP(3, 2, layers=1, units=8, norm="batch")  # type: ignore[arg-type]

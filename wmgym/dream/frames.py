@@ -43,7 +43,8 @@ def render_frames(world: World, features: Tensor) -> np.ndarray:
     if key := picture_key(world):
         return _rgb(to_array(decode(world, features, [key])[key]))
     decoded = world.decode(features)
-    return draw_bars(np.concatenate([to_array(value.float().flatten(1)) for value in decoded.values()], -1))
+    rows = [to_array(value.float().reshape(len(value), -1)) for value in decoded.values()]
+    return draw_bars(np.concatenate(rows, -1))
 
 
 def draw_bars(values: np.ndarray) -> np.ndarray:

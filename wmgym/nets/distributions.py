@@ -73,6 +73,39 @@ class TwoHot(nn.Module):
         return -(weights * torch.log_softmax(logits, -1).gather(-1, around)).sum(-1)
 
 
+class SymlogTwoHot(TwoHot):
+    """Two-hot regression of `symlog(x)` over evenly spaced bins, whose mean is taken before the symlog is undone.
+
+    Args:
+        bins: number of bins (odd).
+        limit: they are `linspace(-limit, limit, bins)`.
+
+    Source: Hansen et al. 2024 (TD-MPC2), and its code.
+
+    Example:
+        >>> head = SymlogTwoHot()
+        >>> logits = torch.log(head.encode(torch.tensor([3.5])) + 1e-8)
+        >>> round(head.mean(logits).item(), 3)
+        3.5
+    """
+
+    def __init__(self, bins: int = 101, limit: float = 10.0) -> None:
+        super().__init__(bins, limit)
+        self.bins = torch.linspace(-limit, limit, bins)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """See `TwoHot.encode`; the mean of the weighted bins is `symlog(x)`."""
+        return super().encode(symlog(x))
+
+    def mean(self, logits: Tensor) -> Tensor:
+        """The value `(...)` whose symlog is the bins' mean under `logits` `(..., bins)`."""
+        return symexp(super().mean(logits))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """See `TwoHot.loss`."""
+        return super().loss(logits, symlog(target))
+
+
 class Gaussian(NamedTuple):
     """A diagonal Gaussian latent: `mean`, `std` `(..., S)`."""
 

@@ -8,11 +8,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Activation = Literal["relu", "elu", "silu", "tanh"]
+Activation = Literal["relu", "elu", "silu", "mish", "tanh"]
 Norm = Literal["none", "layer", "rms"]
-Init = Literal["torch", "glorot", "v3"]
+Init = Literal["torch", "glorot", "v3", "small"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "tanh": nn.Tanh,
+}
 
 
 def activation(name: Activation) -> nn.Module:
@@ -51,7 +57,8 @@ def linear(in_size: int, out_size: int, init: Init = "torch", scale: float = 1.0
     """A linear layer with the initialisation by name; `scale` multiplies its first weights.
 
     The names: "torch" is PyTorch's own, "glorot" Glorot and Bengio's uniform one with zero biases (TensorFlow's, and so
-    that of PlaNet, DreamerV1 and V2), "v3" DreamerV3's. `init="torch"` with `scale` other than 1 also starts the bias
+    that of PlaNet, DreamerV1 and V2), "v3" DreamerV3's, "small" a normal one of deviation 0.02, cut off at 2, with zero
+    biases (TD-MPC2's). `init="torch"` with `scale` other than 1 also starts the bias
     at zero, so that a head of scale 0 says 0.
     """
     layer = nn.Linear(in_size, out_size, bias=bias)
@@ -61,6 +68,8 @@ def linear(in_size: int, out_size: int, init: Init = "torch", scale: float = 1.0
         else:
             if init == "glorot":
                 nn.init.xavier_uniform_(layer.weight)
+            elif init == "small":
+                nn.init.trunc_normal_(layer.weight, std=0.02)
             if scale != 1.0:
                 layer.weight.mul_(scale)
         if bias and (init != "torch" or scale != 1.0):
@@ -78,7 +87,7 @@ class MLP(nn.Sequential):
         units: width of each.
         act: activation by name.
         norm: normalisation before each activation.
-        init: "torch", "glorot" or "v3", see `linear`.
+        init: "torch", "glorot", "v3" or "small", see `linear`.
         out_scale: factor on the output layer's first weights.
 
     Example:

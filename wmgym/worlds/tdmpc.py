@@ -1,0 +1,203 @@
+"""TD-MPC2's world: a latent that learns from what it has to foretell, and from nothing that it would have to draw.
+
+    z_t = h(o_t)                    encoder; the latent is made of probabilities (SimNorm)
+    z_t = d(z_{t-1}, a_t)           dynamics, without chance
+    r_t ~ R(z_{t-1}, a_t)           two-hot over the symlog of rewards
+    end_t ~ p(. | z_t)
+    features = z_t
+
+It filters nothing: an observation says all that there is to know. A decoder learns beside it, from latents that do not
+learn from it, so that its dreams can be looked at and lived in (`Dream-v0`); TD-MPC2 itself has none.
+
+Source: Hansen et al. 2024, "TD-MPC2: Scalable, Robust World Models for Continuous Control", section 3.1, and its code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from wmgym.nets.coders import CoderConfig, Decoder, Encoder
+from wmgym.nets.distributions import SymlogTwoHot
+from wmgym.nets.mlp import MLP, Activation, linear
+from wmgym.nets.simnorm import SimNorm
+from wmgym.random import Noise
+from wmgym.spaces import action_size, as_dict_space
+from wmgym.worlds.base import Observation, Outcome, SequenceBatch, World, WorldLoss
+
+
+class TDMPCState(NamedTuple):
+    """State of a `TDMPC`: its `latent` `(B, Z)`."""
+
+    latent: Tensor
+
+
+@dataclass(frozen=True)
+class TDMPCConfig:
+    """Everything that fixes a `TDMPC`'s shape and objective. The defaults are TD-MPC2's of five million parameters."""
+
+    latent: int = 512
+    """Z, a multiple of `group`."""
+    group: int = 8
+    """V, numbers in each group of SimNorm."""
+    units: int = 512
+    """Width of the dynamics and of the heads, of two hidden layers each."""
+    act: Activation = "mish"
+    """Of dynamics and heads."""
+    bins: int = 101
+    limit: float = 10.0
+    """Rewards, after symlog, are classified over `bins` bins from `-limit` to `limit`."""
+    encoder: CoderConfig = field(
+        default_factory=lambda: CoderConfig(units=256, layers=1, act="mish", init="small", symlog=False)
+    )
+    decoder: CoderConfig = field(default_factory=lambda: CoderConfig(units=256, layers=2))
+    ends: bool = True
+    """Whether it predicts ends; without, the world never ends."""
+    rho: float = 0.5
+    """Factor on the losses of each further step."""
+    consistency_scale: float = 20.0
+    reward_scale: float = 0.1
+    end_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.group < 1 or self.latent % self.group:
+            raise ValueError(f"latent={self.latent} must be a multiple of group={self.group}.")
+
+
+class TDMPC(World):
+    """The world of TD-MPC2.
+
+    Args:
+        observation_space: `Box` or `Dict` of boxes, pictures as uint8 HWC.
+        action_space: `Box` or `Discrete`.
+        config: shape and objective.
+
+    Example:
+        >>> import numpy as np
+        >>> from wmgym.random import TorchNoise
+        >>> world = TDMPC(spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(2), TDMPCConfig(latent=16, units=8))
+        >>> world.imagine(world.initial(6), torch.zeros(6, 2), TorchNoise()).state.latent.shape
+        torch.Size([6, 16])
+    """
+
+    observation_space: spaces.Dict | spaces.Box
+    action_space: spaces.Box | spaces.Discrete
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict | spaces.Box,
+        action_space: spaces.Box | spaces.Discrete,
+        config: TDMPCConfig | None = None,
+    ) -> None:
+        super().__init__()
+        self.observation_space, self.action_space = observation_space, action_space
+        self.config = c = config or TDMPCConfig()
+        self.feature_size = c.latent
+        boxes = as_dict_space(observation_space)
+        self.encoder = Encoder(boxes, c.encoder)
+        self.project = _to_latent(self.encoder.out_size, c)
+        joined = c.latent + action_size(action_space)
+        self.dynamics = nn.Sequential(_mlp(joined, None, c), _to_latent(c.units, c))
+        self.two_hot = SymlogTwoHot(c.bins, c.limit)
+        self.reward_head = _mlp(joined, c.bins, c, out_scale=0.0)
+        self.end_head = _mlp(c.latent, 1, c) if c.ends else None
+        self.decoder = Decoder(c.latent, boxes, c.decoder, deter_size=0)
+
+    # -- one step ---------------------------------------------------------------------------------------------
+
+    def initial(self, batch_size: int) -> TDMPCState:
+        """Zeros, `(batch_size, Z)`: no latent of an observation is so."""
+        return TDMPCState(torch.zeros(batch_size, self.config.latent, device=self.device))
+
+    def encode(self, observation: Observation) -> TDMPCState:
+        """What observations `(..., ...)` are in the latent space, `(..., Z)`."""
+        return TDMPCState(self.project(self.encoder(observation)))
+
+    def observe(
+        self, state: TDMPCState, action: Tensor, observation: Observation, is_first: Tensor, noise: Noise
+    ) -> TDMPCState:
+        """See `World.observe`; only the observation is read."""
+        return self.encode(observation)
+
+    def transition(self, state: TDMPCState, action: Tensor, noise: Noise, temperature: float = 1.0) -> TDMPCState:
+        """See `World.transition`; there is no chance in it, and so nothing for the temperature to change."""
+        return TDMPCState(self.dynamics(torch.cat([state.latent, action], -1)))
+
+    def outcome(self, previous: TDMPCState, action: Tensor, state: TDMPCState) -> Outcome:
+        """See `World.outcome`; the reward is of the step, the end of where it leads."""
+        reward = self.two_hot.mean(self.reward_head(torch.cat([previous.latent, action], -1)))
+        if self.end_head is None:
+            return Outcome(reward, torch.ones_like(reward))
+        return Outcome(reward, 1 - torch.sigmoid(self.end_head(state.latent).squeeze(-1)))
+
+    def features(self, state: TDMPCState) -> Tensor:
+        """The latent, `(..., Z)`."""
+        return state.latent
+
+    def decode(self, features: Tensor) -> Observation:
+        """See `World.decode`."""
+        return self.decoder.observation(features)
+
+    def decode_keys(self, features: Tensor, keys: Collection[str]) -> Observation:
+        """See `World.decode_keys`."""
+        return self.decoder.observation(features, keys)
+
+    # -- learning ---------------------------------------------------------------------------------------------
+
+    def loss(self, batch: SequenceBatch, noise: Noise) -> WorldLoss:
+        """The objective on `(T, B)` sequences, from their first latents on in the open.
+
+            sum_t rho^t (20 |z_t - sg(h(o_t))|^2 / Z + 0.1 CE(r_t) + BCE(end_t)) / (T - 1)
+
+        Its states are the latents that were foretold, `(T, B, Z)`; where an episode begins, that of its observation.
+
+        Source: equation 3, without the values, which are the agent's.
+        """
+        c = self.config
+        seen = self.encode(batch.observation).latent
+        foretold = self._foretell(seen, batch)
+        weight = self.weights(batch)
+        logits = self.reward_head(torch.cat([foretold[:-1], batch.action[1:]], -1))
+        errors = {
+            "consistency_loss": c.consistency_scale * (foretold - seen.detach()).square().mean(-1)[1:],
+            "reward_loss": c.reward_scale * self.two_hot.loss(logits, batch.reward[1:]),
+        }
+        if self.end_head is not None:
+            logit, ended = self.end_head(foretold[1:]).squeeze(-1), batch.is_terminal[1:].float()
+            errors["end_loss"] = c.end_scale * F.binary_cross_entropy_with_logits(logit, ended, reduction="none")
+        parts = {name: (weight * error).sum() for name, error in errors.items()}
+        drawn = self.decoder.loss(seen.detach(), batch.observation)
+        parts |= {f"{key}_loss": error.mean() for key, error in drawn.items()}
+        total = torch.stack(list(parts.values())).sum()
+        return WorldLoss(total, {name: part.detach() for name, part in parts.items()}, TDMPCState(foretold))
+
+    def weights(self, batch: SequenceBatch) -> Tensor:
+        """What each step but the first counts, `(T - 1, B)`: `rho^t / (T - 1)`, shared out; none across episodes."""
+        steps, sequences = batch.reward.shape
+        powers = self.config.rho ** torch.arange(steps - 1, device=batch.reward.device)
+        return powers[:, None] * ~batch.is_first[1:] / ((steps - 1) * sequences)
+
+    def _foretell(self, seen: Tensor, batch: SequenceBatch) -> Tensor:
+        """Latents `(T, B, Z)` in the open from the first of `seen` on; each new episode begins as it was seen."""
+        latent, foretold = seen[0], [seen[0]]
+        for t in range(1, len(seen)):
+            latent = self.dynamics(torch.cat([latent, batch.action[t]], -1))
+            latent = torch.where(batch.is_first[t, :, None], seen[t], latent)
+            foretold.append(latent)
+        return torch.stack(foretold)
+
+
+def _mlp(in_size: int, out_size: int | None, config: TDMPCConfig, out_scale: float = 1.0) -> MLP:
+    return MLP(in_size, out_size, 2, config.units, config.act, "layer", "small", out_scale)
+
+
+def _to_latent(in_size: int, config: TDMPCConfig) -> nn.Sequential:
+    return nn.Sequential(
+        linear(in_size, config.latent, "small"), nn.LayerNorm(config.latent, eps=1e-3), SimNorm(config.group)
+    )
