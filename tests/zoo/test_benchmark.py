@@ -11,13 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 
+from agents import ALGORITHMS
+from agents.arguments import argument_names
 from agents.zoo import benchmark, tune
 from agents.zoo.__main__ import COMMANDS
 from agents.zoo.__main__ import main as zoo
 from agents.zoo.benchmark import Benchmark, is_done
+from agents.zoo.registry import register_algorithms
 from agents.zoo.suites import Suite, read_suites
 
 TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
@@ -149,6 +154,14 @@ def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"train", "enjoy", "record", "benchmark", "plot", "tune"} <= set(listed)
     assert zoo(["fly"]) == 2
     assert "train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_what_tune_may_choose_the_algorithm_has(algo: str) -> None:
+    register_algorithms()
+    chosen = HYPERPARAMS_SAMPLER[algo](optuna.create_study().ask(), 1, 1, {})
+    assert "learning_rate" in chosen
+    assert set(chosen) <= set(argument_names(ALGORITHMS[algo]))
 
 
 def test_tune_prints_the_best_of_its_trials_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
