@@ -42,6 +42,7 @@ from agents.policy import WorldModelPolicy
 from wmgym.nets.coders import CoderConfig
 from wmgym.worlds.base import SequenceBatch, State, World, detach_state, flatten_state, index_state
 from wmgym.worlds.rssm import RSSM, HeadConfig, RSSMConfig
+from wmgym.worlds.tssm import TSSM, TSSMConfig
 
 ActorGradient = Literal["auto", "dynamics", "reinforce"]
 
@@ -55,6 +56,9 @@ class Dreamer(WorldModelAgent):
         learning_rate: Adam's, for the world.
         actor_learning_rate: Adam's, for the actor.
         critic_learning_rate: Adam's, for the critic.
+        dynamics: "rssm", or "tssm" for the transformer state-space model (`wmgym.worlds.tssm`), which remembers
+            `context` steps by attention.
+        context: of a TSSM.
         deter: width of the deterministic state.
         stoch: number of Gaussian latents.
         units: width of every hidden layer.
@@ -64,7 +68,8 @@ class Dreamer(WorldModelAgent):
         standardize: see and judge vectors in units of their deviation (`RSSMConfig.standardize`).
         ensemble: predictors (2 or more) whose disagreement tells what the world does not know; 0: none. They learn
             beside the world and cost little.
-        world_config: a whole world configuration, instead of `deter` to `standardize`.
+        world_config: a whole world configuration, instead of `dynamics` to `standardize`: an `RSSMConfig` or a
+            `TSSMConfig`.
         horizon: imagined steps.
         imagine_starts: how many of a batch's posterior states dreams start from; None: all.
         gamma: discount per decision.
@@ -98,6 +103,8 @@ class Dreamer(WorldModelAgent):
         batch_length: int = 32,
         train_ratio: float = 102.4,
         learning_starts: int = 2500,
+        dynamics: Literal["rssm", "tssm"] = "rssm",
+        context: int = 16,
         deter: int = 200,
         stoch: int = 30,
         units: int = 200,
@@ -121,10 +128,13 @@ class Dreamer(WorldModelAgent):
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.picture_share, self.picture_scale = picture_share, picture_scale
-        self.standardize, self.ensemble = standardize, ensemble
-        check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0})
+        self.standardize, self.ensemble, self.dynamics, self.context = standardize, ensemble, dynamics, context
+        check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0, "context": 1})
+        check_choices(self, {"dynamics": ("rssm", "tssm")})
         shape = (deter, stoch, units, depth, picture_share, picture_scale, standardize)
         config = world_config or flagship_world(*shape)
+        if world_config is None and dynamics == "tssm":
+            config = TSSMConfig(**vars(config), context=context)
         self.world_config = replace(config, ensemble=self.ensemble) if self.ensemble else config
         self.actor_learning_rate, self.critic_learning_rate = actor_learning_rate, critic_learning_rate
         self.horizon, self.imagine_starts = horizon, imagine_starts
@@ -152,7 +162,8 @@ class Dreamer(WorldModelAgent):
     # -- networks ---------------------------------------------------------------------------------------------
 
     def _build_world(self) -> World:
-        return RSSM(self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
+        kind = TSSM if isinstance(self.world_config, TSSMConfig) else RSSM
+        return kind(self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         actor = Actor(world.feature_size, self.action_space, layers=3, units=self.units)

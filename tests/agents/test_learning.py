@@ -28,13 +28,21 @@ class Chance:
         return np.array([self.space.sample() for _ in observation]), None
 
 
-@pytest.fixture(scope="module", params=[(False, 0), (True, 1)], ids=["continuous, seed 0", "discrete, seed 1"])
+VARIANTS = {
+    "continuous, seed 0": (False, 0, "rssm"),
+    "discrete, seed 1": (True, 1, "rssm"),
+    "continuous, a transformer, seed 2": (False, 2, "tssm"),
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
 def trained(request: pytest.FixtureRequest, tiny: Any) -> Dreamer:
-    discrete, seed = request.param
+    discrete, seed, dynamics = request.param
     return tiny(
         "test/Reach-v0",
         env_kwargs={"discrete": discrete},
         seed=seed,
+        dynamics=dynamics,
         learning_starts=200,
         train_ratio=64.0,
         batch_size=8,

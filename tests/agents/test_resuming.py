@@ -22,6 +22,7 @@ _DREAMERS: dict[str, Any] = {
 }  # fmt: skip
 SMALL: dict[str, dict[str, Any]] = {
     "dreamer": _DREAMERS,
+    "dreamer, a transformer": {**_DREAMERS, "dynamics": "tssm", "context": 4},
     "dreamer_v1": {**_DREAMERS, "pretrain": 1},
     "dreamer_v2": {**_DREAMERS, "pretrain": 1, "classes": 4},
     "dreamer_v3": {"learning_starts": 30, "train_ratio": 8.0, "units": 32, "horizon": 3, "imagine_starts": 8},
@@ -34,13 +35,18 @@ SMALL: dict[str, dict[str, Any]] = {
         "actor_plans": 4, "learning_starts": 30, "pretrain": 2, "train_freq": 4,
     },
 }  # fmt: skip
-ONLINE = sorted(set(ALGORITHMS) - {"world_models"})
+ONLINE = [*sorted(set(ALGORITHMS) - {"world_models"}), "dreamer, a transformer"]
 """The agents whose decisions and updates alternate; World Models' stages have their own test below."""
+
+
+def class_of(name: str) -> type[WorldModelAgent]:
+    """The algorithm, of which there may be several variants."""
+    return ALGORITHMS[name.partition(",")[0]]
 
 
 def build(name: str, folder: Path | None) -> WorldModelAgent:
     """A small agent; one without settings here is as it comes, which is slow but not wrong."""
-    return ALGORITHMS[name]("test/Reach-v0", **_COMMON, **SMALL.get(name, {}), buffer_folder=folder)
+    return class_of(name)("test/Reach-v0", **_COMMON, **SMALL.get(name, {}), buffer_folder=folder)
 
 
 def state_of(agent: WorldModelAgent) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def cases() -> Iterator[Any]:
 def test_resumed_equals_unbroken(name: str, mapped: bool, tmp_path: Path) -> None:
     broken, whole = (tmp_path / "broken", tmp_path / "whole") if mapped else (None, None)
     build(name, broken).learn(HALF, CheckpointEvery(tmp_path / "saved", 100))
-    again = ALGORITHMS[name].load(last_checkpoint(tmp_path / "saved"), device="cpu")
+    again = class_of(name).load(last_checkpoint(tmp_path / "saved"), device="cpu")
     again.learn(WHOLE - HALF, reset_num_timesteps=False)
     unbroken = build(name, whole).learn(WHOLE)
     assert unbroken._n_updates > 3

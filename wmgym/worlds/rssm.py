@@ -107,7 +107,7 @@ class RSSM(World):
         self.core = self._build_core(action_size(action_space))
         shape = (config.act, config.norm, config.init)
         self.prior = MLP(config.deter, stats, config.prior_layers, config.hidden, *shape)
-        self.posterior = Posterior(config, self.encoder.out_size, stats)
+        self.posterior = self._build_posterior(stats)
         self.decoder = Decoder(self.feature_size, self.boxes, config.decoder, self._deter_features())
         self.two_hot = TwoHot()
         self.reward_head = self._build_head(config.reward)
@@ -131,6 +131,9 @@ class RSSM(World):
         if c.cell == "block":
             return BlockCore(self.stoch_size, action, c.deter, c.hidden, c.blocks, c.act, c.norm, c.init)
         return DenseCore(self.stoch_size, action, c.deter, c.hidden, c.cell == "layernorm", c.act, c.norm, c.init)
+
+    def _build_posterior(self, stats: int) -> Posterior:
+        return Posterior(self.config, self.encoder.out_size, stats)
 
     def _feature_size(self) -> int:
         return self.config.deter + self.stoch_size
