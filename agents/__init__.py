@@ -6,6 +6,7 @@ Example:
 """
 
 from agents.base import WorldModelAgent
+from agents.director import Director
 from agents.dreamer import Dreamer
 from agents.dreamer_v1 import DreamerV1
 from agents.dreamer_v2 import DreamerV2
@@ -15,6 +16,7 @@ from agents.tdmpc2 import TDMPC2
 from agents.world_models import WorldModels
 
 ALGORITHMS: dict[str, type[WorldModelAgent]] = {
+    "director": Director,
     "dreamer": Dreamer,
     "dreamer_v1": DreamerV1,
     "dreamer_v2": DreamerV2,
@@ -28,6 +30,7 @@ ALGORITHMS: dict[str, type[WorldModelAgent]] = {
 __all__ = [
     "ALGORITHMS",
     "TDMPC2",
+    "Director",
     "Dreamer",
     "DreamerV1",
     "DreamerV2",

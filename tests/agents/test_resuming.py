@@ -23,6 +23,7 @@ _DREAMERS: dict[str, Any] = {
 SMALL: dict[str, dict[str, Any]] = {
     "dreamer": _DREAMERS,
     "dreamer, a transformer": {**_DREAMERS, "dynamics": "tssm", "context": 4},
+    "director": {**_DREAMERS, "every": 2, "horizon": 4, "codes": 2, "classes": 3, "goal_layers": 1},
     "dreamer_v1": {**_DREAMERS, "pretrain": 1},
     "dreamer_v2": {**_DREAMERS, "pretrain": 1, "classes": 4},
     "dreamer_v3": {"learning_starts": 30, "train_ratio": 8.0, "units": 32, "horizon": 3, "imagine_starts": 8},
