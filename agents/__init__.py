@@ -12,6 +12,7 @@ from agents.dreamer_v1 import DreamerV1
 from agents.dreamer_v2 import DreamerV2
 from agents.dreamer_v3 import DreamerV3
 from agents.planet import PlaNet
+from agents.tdmpc import TDMPC
 from agents.tdmpc2 import TDMPC2
 from agents.world_models import WorldModels
 
@@ -22,6 +23,7 @@ ALGORITHMS: dict[str, type[WorldModelAgent]] = {
     "dreamer_v2": DreamerV2,
     "dreamer_v3": DreamerV3,
     "planet": PlaNet,
+    "tdmpc": TDMPC,
     "tdmpc2": TDMPC2,
     "world_models": WorldModels,
 }
@@ -29,6 +31,7 @@ ALGORITHMS: dict[str, type[WorldModelAgent]] = {
 
 __all__ = [
     "ALGORITHMS",
+    "TDMPC",
     "TDMPC2",
     "Director",
     "Dreamer",

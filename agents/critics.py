@@ -15,7 +15,7 @@ _LAYERS = 2
 
 
 class CriticEnsemble(nn.Module):
-    """`members` critics of features and action, two-hot over the symlog of returns (TD-MPC2).
+    """`members` critics of features and action, two-hot over the symlog of returns (TD-MPC2) or by squared error.
 
     Each is two hidden layers (Linear, LayerNorm, activation) and a linear output that begins at zero.
 
@@ -24,7 +24,7 @@ class CriticEnsemble(nn.Module):
         actions: width of an action.
         members: E, how many.
         units: width of the hidden layers.
-        bins: of the two-hot regression.
+        bins: of the two-hot regression; 0: squared error.
         limit: they reach from `-limit` to `limit` after symlog.
         act: activation.
 
@@ -46,8 +46,8 @@ class CriticEnsemble(nn.Module):
     ) -> None:
         super().__init__()
         self.members, self.act = members, activation(act)
-        self.two_hot = SymlogTwoHot(bins, limit)
-        sizes = [features + actions, *[units] * _LAYERS, bins]
+        self.two_hot = SymlogTwoHot(bins, limit) if bins else None
+        sizes = [features + actions, *[units] * _LAYERS, bins or 1]
         weights = [torch.empty(members, *shape) for shape in pairwise(sizes)]
         for weight in weights[:-1]:
             nn.init.trunc_normal_(weight, std=0.02)
@@ -65,15 +65,18 @@ class CriticEnsemble(nn.Module):
             action: `(..., A)`.
             members: numbers of those that are asked; None: all.
         """
-        return self.two_hot.mean(self.logits(features, action, members))
+        out = self.outputs(features, action, members)
+        return self.two_hot.mean(out) if self.two_hot else out.squeeze(-1)
 
     def loss(self, features: Tensor, action: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy `(...)` of the two-hot `target` `(...)`, the mean over all members."""
-        logits = self.logits(features, action)
-        return self.two_hot.loss(logits, target.expand(logits.shape[:-1])).mean(0)
+        """Cross-entropy `(...)` of the two-hot `target` `(...)`, or squared error, the mean over all members."""
+        out = self.outputs(features, action)
+        if self.two_hot:
+            return self.two_hot.loss(out, target.expand(out.shape[:-1])).mean(0)
+        return (out.squeeze(-1) - target).square().mean(0)
 
-    def logits(self, features: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
-        """What the members say, `(E, ..., bins)`."""
+    def outputs(self, features: Tensor, action: Tensor, members: Tensor | None = None) -> Tensor:
+        """What the members say, logits `(E, ..., bins)` or values `(E, ..., 1)`."""
 
         def own(parameter: Tensor) -> Tensor:
             return parameter if members is None else parameter[members]

@@ -8,7 +8,7 @@
           actor     <- actor + grad sum_t rho^t [ mean of 2 critics(z_t, actor(z_t)) / scale + entropy ]
           slow critics <- (1 - tau) slow critics + tau critics
 
-The world is `wmgym.worlds.tdmpc.TDMPC`: nothing is decoded to learn it.
+The world is `wmgym.worlds.tdmpc.TOLD`: nothing is decoded to learn it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from wmgym.nets.mlp import Activation
 from wmgym.random import Noise
 from wmgym.spaces import action_size
 from wmgym.worlds.base import SequenceBatch, State, World, map_state
-from wmgym.worlds.tdmpc import TDMPC, TDMPCConfig
+from wmgym.worlds.tdmpc import TOLD, TOLDConfig
 
 
 class TDMPC2Policy(PlanningPolicy):
@@ -56,6 +56,8 @@ class TDMPC2Policy(PlanningPolicy):
     critics: CriticEnsemble
     slow_critics: CriticEnsemble
     planner: MPPI
+    pessimistic = False
+    """Whether the end of a plan is worth the least of two critics (TD-MPC), instead of their mean."""
 
     def __init__(
         self,
@@ -75,20 +77,26 @@ class TDMPC2Policy(PlanningPolicy):
         members = pick_two(self.critics, noise)
 
         def value(features: Tensor) -> Tensor:
-            return self.critics(features, self.actor(features).mode(), members).mean(0)
+            values = self.critics(features, self.actor(features).mode(), members)
+            return values.amin(0) if self.pessimistic else values.mean(0)
 
-        proposals = self._propose(state, noise) if self.actor_plans else None
+        planner = self.present_planner()
+        proposals = self._propose(state, noise, planner.horizon) if self.actor_plans else None
         model = plannable(self.world, state, value, self.gamma)
-        belief, plans, returns = self.planner.search(model, noise, start, proposals)
-        action = self.planner.pick(plans, returns, noise)
+        belief, plans, returns = planner.search(model, noise, start, proposals)
+        action = planner.pick(plans, returns, noise)
         return belief.blur(action, noise) if exploring else action, belief.mean
 
-    def _propose(self, state: State, noise: Noise) -> Tensor:
-        """Plans `(H, B, K, A)` that the actor follows in the world."""
+    def present_planner(self) -> MPPI:
+        """The search as it is now."""
+        return self.planner
+
+    def _propose(self, state: State, noise: Noise, horizon: int) -> Tensor:
+        """Plans `(horizon, B, K, A)` that the actor follows in the world."""
         count, plans = self.actor_plans, []
         noise = Shared(noise, state[0].shape[0])
         state = map_state(lambda leaf: leaf.repeat_interleave(count, 0), state)  # (B * K, ...)
-        for _ in range(self.planner.horizon):
+        for _ in range(horizon):
             plans.append(self.actor(self.world.features(state)).sample(noise))
             state = self.world.transition(state, plans[-1], noise)
         return torch.stack(plans).unflatten(1, (-1, count))
@@ -139,7 +147,7 @@ class TDMPC2(WorldModelAgent):
         45
     """
 
-    world: TDMPC
+    world: TOLD
     policy: TDMPC2Policy
 
     def __init__(
@@ -160,7 +168,7 @@ class TDMPC2(WorldModelAgent):
         depth: int = 16,
         act: Activation = "mish",
         critics: int = 5,
-        world_config: TDMPCConfig | None = None,
+        world_config: TOLDConfig | None = None,
         gamma: float = 0.99,
         rho: float = 0.5,
         value_scale: float = 0.1,
@@ -209,9 +217,9 @@ class TDMPC2(WorldModelAgent):
 
     # -- networks ---------------------------------------------------------------------------------------------
 
-    def _world_config(self) -> TDMPCConfig:
+    def _world_config(self) -> TOLDConfig:
         pictures: dict[str, Any] = {"image": "patches", "depth": self.depth, "image_act": "silu", "image_norm": "layer"}
-        return TDMPCConfig(
+        return TOLDConfig(
             latent=self.latent,
             units=self.units,
             act=self.act,
@@ -223,7 +231,7 @@ class TDMPC2(WorldModelAgent):
         )
 
     def _build_world(self) -> World:
-        return TDMPC(self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
+        return TOLD(self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         features, actions = world.feature_size, action_size(self.action_space)
@@ -265,6 +273,7 @@ class TDMPC2(WorldModelAgent):
         norm = self._descend_model(loss.total + self.value_scale * value_loss)
         metrics = self._update_actor(features.detach())
         polyak_update(self.policy.critics.parameters(), self.policy.slow_critics.parameters(), self.slow_rate)
+        self.world.follow(self.slow_rate)
         return {**loss.parts, **loss.metrics, "critic_loss": value_loss, "world_grad_norm": norm, **metrics}
 
     def _value_loss(self, features: Tensor, batch: SequenceBatch) -> Tensor:

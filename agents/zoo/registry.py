@@ -38,7 +38,7 @@ def register_algorithms() -> dict[str, type[BaseAlgorithm]]:
     """
     for name, algorithm in ALGORITHMS.items():
         ALGOS[name] = algorithm
-        sampler = sample_tdmpc2_params if name == "tdmpc2" else sample_world_model_params
+        sampler = sample_tdmpc_params if name.startswith("tdmpc") else sample_world_model_params
         HYPERPARAMS_SAMPLER.setdefault(name, sampler)
         HYPERPARAMS_CONVERTER.setdefault(name, as_sampled)
     return ALGOS
@@ -61,10 +61,10 @@ def sample_world_model_params(
     }
 
 
-def sample_tdmpc2_params(
+def sample_tdmpc_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `tune` chooses for `TDMPC2`, whose sequences are as long as its plans."""
+    """What `tune` chooses for `TDMPC` and `TDMPC2`, whose sequences are as long as their plans."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
         "train_freq": trial.suggest_categorical("train_freq", [1, 2, 4]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_a_goal_is_held_for_every_steps_and_ends_with_its_episode() -> None:
     for start in starts:
         _, state = agent.predict(np.zeros((1, 2), np.float32), state, np.array([start]))
         goals.append(state[-3][0])  # the leaves end with goal, age, action
-    changes = [not np.array_equal(one, two) for one, two in zip(goals, goals[1:], strict=False)]
+    changes = [not np.array_equal(one, two) for one, two in pairwise(goals)]
     assert changes == [False, False, True, False, True, False, False]
 
 

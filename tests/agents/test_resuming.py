@@ -31,6 +31,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "deter": 16, "stoch": 4, "units": 16, "depth": 2, "horizon": 3, "candidates": 16, "elites": 4,
         "iterations": 2, "seed_episodes": 1, "updates_per_episode": 3,
     },
+    "tdmpc": {
+        "latent": 16, "units": 16, "encoder_units": 16, "horizon": 3, "candidates": 16, "elites": 4, "iterations": 2,
+        "actor_plans": 4, "learning_starts": 30, "pretrain": 2, "train_freq": 4, "annealing": 30,
+    },
     "tdmpc2": {
         "latent": 16, "units": 16, "encoder_units": 16, "horizon": 2, "candidates": 16, "elites": 4, "iterations": 2,
         "actor_plans": 4, "learning_starts": 30, "pretrain": 2, "train_freq": 4,

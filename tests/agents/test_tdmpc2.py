@@ -70,7 +70,7 @@ def test_an_ensemble_is_its_members_one_by_one() -> None:
 def test_the_loss_is_the_mean_over_members() -> None:
     critics = CriticEnsemble(features=5, actions=2, members=3, units=8)
     features, action, target = torch.randn(6, 5), torch.randn(6, 2), torch.randn(6)
-    logits = critics.logits(features, action)
+    logits = critics.outputs(features, action)
     slow = torch.stack([critics.two_hot.loss(logits[index], target) for index in range(3)]).mean(0)
     torch.testing.assert_close(critics.loss(features, action, target), slow)
 

@@ -19,16 +19,16 @@ from wmgym import save_world
 from wmgym.dream import StartStates
 from wmgym.nets.coders import CoderConfig
 from wmgym.random import ModeNoise, TorchNoise
-from wmgym.worlds.tdmpc import TDMPC, TDMPCConfig, TDMPCState
+from wmgym.worlds.tdmpc import TOLD, TOLDConfig, TOLDState
 
 _CODER = CoderConfig(units=8, layers=1, symlog=False, image="patches", depth=2)
-SMALL = TDMPCConfig(latent=8, group=4, units=8, bins=11, encoder=_CODER, decoder=_CODER)
+SMALL = TOLDConfig(latent=8, group=4, units=8, bins=11, encoder=_CODER, decoder=_CODER)
 
 
-def build(space: spaces.Dict = VECTORS, **changes: Any) -> TDMPC:
+def build(space: spaces.Dict = VECTORS, **changes: Any) -> TOLD:
     """A world with its first weights shaken, so that no head says nothing."""
     torch.manual_seed(0)
-    world = TDMPC(space, ACTIONS, replace(SMALL, **changes))
+    world = TOLD(space, ACTIONS, replace(SMALL, **changes))
     with torch.no_grad():
         for parameter in world.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -38,7 +38,7 @@ def build(space: spaces.Dict = VECTORS, **changes: Any) -> TDMPC:
 def test_latents_are_probabilities() -> None:
     world, batch = build(), sequences()
     seen = world.encode(batch.observation)
-    foretold = world.transition(TDMPCState(seen.latent[0]), batch.action[0], ModeNoise())
+    foretold = world.transition(TOLDState(seen.latent[0]), batch.action[0], ModeNoise())
     for latent in (seen.latent, foretold.latent):
         assert (latent > 0).all()
         torch.testing.assert_close(latent.unflatten(-1, (2, 4)).sum(-1), torch.ones(*latent.shape[:-1], 2))
@@ -92,7 +92,7 @@ def test_the_latent_does_not_learn_from_what_is_drawn() -> None:
 
 def test_the_reward_is_of_the_step_and_the_end_of_where_it_leads() -> None:
     world, noise = build(), ModeNoise()
-    state = TDMPCState(torch.softmax(torch.randn(5, 2, 4), -1).flatten(1))
+    state = TOLDState(torch.softmax(torch.randn(5, 2, 4), -1).flatten(1))
     action = torch.rand(5, 2)
     imagined = world.imagine(state, action, noise)
     joined = torch.cat([state.latent, action], -1)
@@ -105,7 +105,7 @@ def test_the_reward_is_of_the_step_and_the_end_of_where_it_leads() -> None:
 def test_there_is_no_chance_in_it() -> None:
     world = build()
     state = world.encode(part(sequences(), slice(0, 1)).observation)
-    state = TDMPCState(state.latent[0])
+    state = TOLDState(state.latent[0])
     one, two = (
         world.transition(state, torch.ones(BATCH, 2), TorchNoise(torch.Generator().manual_seed(seed)), temperature)
         for seed, temperature in ((0, 1.0), (1, 0.3))
@@ -117,7 +117,7 @@ def test_there_is_no_chance_in_it() -> None:
 def test_it_opens_as_an_environment(space: spaces.Dict, tmp_path: Any) -> None:
     world = build(space)
     states = world.encode(sequences(space).observation)
-    states = TDMPCState(states.latent.flatten(0, 1))
+    states = TOLDState(states.latent.flatten(0, 1))
     first = torch.zeros(len(states.latent), dtype=torch.bool)
     first[:3] = True
     path = save_world(tmp_path / "world", world, StartStates(states, first))
@@ -137,7 +137,7 @@ def test_it_learns_what_an_action_leads_to() -> None:
     """On a line with a known law, it foretells places five steps ahead far better than one who holds the last."""
     torch.manual_seed(0)
     space, generator = spaces.Box(-3, 3, (1,), np.float32), torch.Generator().manual_seed(0)
-    world = TDMPC(space, spaces.Box(-1, 1, (1,), np.float32), replace(SMALL, latent=32, units=32))
+    world = TOLD(space, spaces.Box(-1, 1, (1,), np.float32), replace(SMALL, latent=32, units=32))
     optimizer, noise = torch.optim.Adam(world.parameters(), 3e-3), TorchNoise(generator)
 
     def walks(size: int) -> Any:

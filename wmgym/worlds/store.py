@@ -43,7 +43,7 @@ WORLDS: dict[str, WorldKind] = {
     "dmm_dynamics": WorldKind("wmgym.worlds.dmm", "DMMDynamics", "RSSMConfig"),
     "mdn_rnn": WorldKind("wmgym.worlds.mdn_rnn", "MDNRNN", "MDNRNNConfig"),
     "tssm": WorldKind("wmgym.worlds.tssm", "TSSM", "TSSMConfig"),
-    "tdmpc": WorldKind("wmgym.worlds.tdmpc", "TDMPC", "TDMPCConfig"),
+    "tdmpc": WorldKind("wmgym.worlds.tdmpc", "TOLD", "TOLDConfig"),
 }
 
 

@@ -1,0 +1,115 @@
+"""TD-MPC: what it anneals, what it compares its latent with, and that it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from agents import TDMPC
+from agents.planners import MPPI
+from agents.tdmpc import NoisyAction
+from wmgym.random import TorchNoise
+from wmgym.real import make_vec
+from wmgym.spaces import SpaceError
+
+SMALL: dict[str, Any] = {
+    "latent": 16, "units": 16, "encoder_units": 16, "depth": 4, "batch_size": 8, "candidates": 24, "elites": 6,
+    "iterations": 2, "actor_plans": 4, "learning_starts": 40, "pretrain": 4, "train_freq": 4, "annealing": 40,
+    "seed": 0, "device": "cpu",
+}  # fmt: skip
+
+
+def small(env: Any = "test/Reach-v0", **changes: Any) -> TDMPC:
+    return TDMPC(env, **{**SMALL, **changes})
+
+
+def test_plans_grow_while_the_noise_falls() -> None:
+    agent, seen = small(), []
+    agent.learn(100, callback=lambda *_: seen.append((int(agent.policy.reach), agent.policy.actor.std.item())) or True)
+    reach, std = zip(*seen, strict=True)
+    assert reach[:41] == (1,) * 41
+    assert sorted(reach) == list(reach)
+    assert reach[-1] == 5
+    assert std[0] == 0.5
+    assert std[60] == pytest.approx(0.275)
+    assert std[-1] == pytest.approx(0.05)
+    planner = agent.policy.present_planner()
+    assert (planner.horizon, planner.min_std) == (5, pytest.approx(0.05))
+
+
+def test_what_is_loaded_searches_as_far_as_what_was_saved(tmp_path: Any) -> None:
+    agent = small(annealing=100).learn(80)
+    again = TDMPC.load(agent.save(tmp_path / "agent"), device="cpu")
+    assert int(again.policy.reach) == int(agent.policy.reach) == 2
+    seen = np.array([0.3, 0.1], np.float32)
+    np.testing.assert_array_equal(
+        again.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0]
+    )
+
+
+def test_the_defaults_are_the_papers() -> None:
+    agent = TDMPC("Pendulum-v1", seed=0)
+    assert agent.policy.planner == MPPI(5, 537, 6, 64, 0.5, 0.1, 0.05, 2.0, 2.0)
+    assert (agent.batch_size, agent.batch_length, agent.updates_per_decision, agent.clip) == (512, 6, 1.0, 10.0)
+    world = agent.world.config
+    assert (world.latent, world.group, world.units, world.act, world.norm) == (50, 0, 512, "elu", "none")
+    assert (world.reward, world.slow_targets, world.consistency_scale, world.reward_scale) == ("mse", True, 2.0, 0.5)
+    assert set(agent._base_rates.values()) == {1e-3}
+
+
+def test_the_latent_is_compared_with_a_slow_encoders() -> None:
+    agent = small().learn(60)
+    world, batch = agent.world, agent.replay_buffer.sample(8, 6)
+    encoder, project = world.slow_encoder
+    slow = project(encoder(batch.observation))
+    assert not torch.allclose(slow, world.encode(batch.observation).latent)
+    foretold = world.loss(batch, agent.noise).states.latent
+    expected = (world.weights(batch) * 2.0 * (foretold - slow).square().mean(-1)[1:]).sum()
+    torch.testing.assert_close(world.loss(batch, agent.noise).parts["consistency_loss"], expected.detach())
+    before = [p.clone() for p in world.slow_encoder.parameters()]
+    world.follow(0.5)
+    fast = [*world.encoder.parameters(), *world.project.parameters()]
+    for now, was, target in zip(world.slow_encoder.parameters(), before, fast, strict=True):
+        torch.testing.assert_close(now, (was + target) / 2)
+
+
+def test_noise_is_cut_off_and_lets_the_gradient_through() -> None:
+    mean = torch.full((1000, 1), 0.9, requires_grad=True)
+    draw = NoisyAction(mean, torch.tensor(0.5)).sample(TorchNoise(torch.Generator().manual_seed(0)))
+    assert draw.max() <= 1
+    assert draw.std() > 0.2
+    draw.sum().backward()
+    assert mean.grad is not None
+    assert (mean.grad == 1).all()
+
+
+def test_discrete_actions_are_refused_by_name() -> None:
+    with pytest.raises(SpaceError, match="TDMPC needs continuous actions"):
+        small("CartPole-v1")
+
+
+class Chance:
+    """The policy to beat."""
+
+    def __init__(self, env: Any) -> None:
+        self.space = env.action_space
+        self.space.seed(0)
+
+    def predict(self, observation: Any, *_: Any, **__: Any) -> tuple[Any, None]:
+        return np.array([self.space.sample() for _ in observation]), None
+
+
+def test_it_clearly_beats_chance() -> None:
+    agent = small(
+        learning_starts=200, pretrain=100, train_freq=2, batch_size=32, units=32, annealing=600, horizon=3
+    ).learn(1200)
+    env = make_vec("test/Reach-v0", 10, seed=100)
+    learnt, _ = evaluate_policy(agent, env, n_eval_episodes=20)
+    env.seed(100)
+    chance, _ = evaluate_policy(Chance(env), env, n_eval_episodes=20)
+    # At best the return is about 18.5: the way there takes 3 of 20 steps.
+    assert learnt > chance + 0.5 * (18.5 - chance)
