@@ -85,7 +85,7 @@ def _without(data: dict[str, Any], key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("change", "text"), [
     (lambda m, t: ({}, t), "f.zip holds no world"),
     (lambda m, t: ({"world": _without(m["world"], "kind")}, t), "f.zip: the description of the world lacks 'kind'"),
-    (lambda m, t: ({"world": m["world"] | {"kind": "tssm"}}, t), "of kind 'tssm'; known are .*'rssm'"),
+    (lambda m, t: ({"world": m["world"] | {"kind": "diffusion"}}, t), "of kind 'diffusion'; known are .*'rssm'"),
     (lambda m, t: ({"world": m["world"] | {"config": {"siz": 4}}}, t), "f.zip: world config has the unknown key 'siz'"),
     (lambda m, t: ({"world": m["world"] | {"config": 3}}, t), "f.zip: world config must be an object"),
     (lambda m, t: ({"world": m["world"] | {"config": {"size": "four"}}}, t), "f.zip: the world cannot be built"),
