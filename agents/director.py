@@ -14,7 +14,6 @@ The world is the flagship's, and so is how the worker learns (`Dreamer._update_b
 from __future__ import annotations
 
 import copy
-from collections import namedtuple
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from agents.imagination import (
     matmul_precision,
     reach_weights,
 )
-from agents.policy import Carry, WorldModelPolicy
+from agents.policy import Carry, WorldModelPolicy, extended
 from wmgym.random import Noise
 from wmgym.worlds.base import Observation, SequenceBatch, World, detach_state, flatten_state, index_state, map_state
 
@@ -71,7 +70,7 @@ class DirectorPolicy(WorldModelPolicy):
         super().__init__(observation_space, action_space, world, behaviour)
         self.every = every
         self._state_kind = type(world.initial(1))
-        self._with_goal = _with_goal(self._state_kind)
+        self._with_goal = extended(self._state_kind, "goal", "age")
 
     def initial_carry(self, batch_size: int) -> Carry:
         """See `WorldModelPolicy.initial_carry`; the goal is zero, `(B, D)`, and as old as goals become, `(B, 1)`."""
@@ -233,18 +232,20 @@ class Director(Dreamer):
 
     def _cut(self, x: Tensor) -> Tensor:
         """Steps `(H, N, ...)` as pieces side by side, `(K, H / K * N, ...)`."""
-        return x.unflatten(0, (-1, self.every)).transpose(0, 1).flatten(1, 2)
+        return self._piecewise(x).flatten(1, 2)
 
     def _update_manager(self, dreams: Rollout, codes: Tensor) -> dict[str, Tensor]:
         """One step of the manager and its critics on whole pieces: goals `codes` `(H / K, N, C)`."""
         features = dreams.features[:: self.every].detach()  # (H / K + 1, N, F)
         deter = dreams.features[1:, :, : self.policy.goals.size].detach()
         rewards = {"task": dreams.rewards.detach(), "novelty": self.policy.goals.novelty(deter, self.noise)}
-        discounts = self.gamma * self._piecewise(dreams.continues.detach()).prod(0)
+        continues = self._piecewise(dreams.continues.detach())
+        reach, discounts = reach_weights(continues), self.gamma * continues.prod(0)
         weights, advantage, metrics = reach_weights(discounts), torch.zeros_like(discounts), {}
         for name, scale in zip(_REWARDS, (1.0, self.novelty_scale), strict=True):
-            gained, metrics[f"{name}_return"] = self._judge(name, rewards[name], dreams, features, discounts, weights)
-            advantage = advantage + scale * gained
+            gained = (reach * self._piecewise(rewards[name])).mean(0)
+            above, metrics[f"{name}_return"] = self._judge(name, gained, features, discounts, weights)
+            advantage = advantage + scale * above
         policy = self.policy.manager(features[:-1])
         entropy = policy.entropy()
         pressure = self._part("entropy_pressure")(entropy.mean())
@@ -253,24 +254,17 @@ class Director(Dreamer):
         return {**metrics, "manager_entropy": entropy.mean(), "entropy_pressure": pressure}
 
     def _judge(
-        self, name: str, rewards: Tensor, dreams: Rollout, features: Tensor, discounts: Tensor, weights: Tensor
+        self, name: str, rewards: Tensor, features: Tensor, discounts: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """One step of one of the manager's critics; its scaled advantage `(H / K, N)`, and the mean return."""
         critic, slow = self._part(f"{name}_critic"), self._part(f"slow_{name}_critic")
-        reach = self._piecewise(dreams.continues.detach()).cumprod(0)
-        reach = torch.cat([torch.ones_like(reach[:1]), reach[:-1]])
         values = slow(features).detach()
-        returns = lambda_returns((reach * self._piecewise(rewards)).mean(0), discounts, values, self.lam)
+        returns = lambda_returns(rewards, discounts, values, self.lam)
         scale = self._part(f"{name}_range").update(returns)
         self._descend(f"{name}_critic", (weights * critic.loss(features[:-1], returns)).mean(), critic)
         polyak_update(critic.parameters(), slow.parameters(), self.slow_rate)
         return (returns - values[:-1]) / scale, returns.mean()
 
     def _piecewise(self, x: Tensor) -> Tensor:
-        """Steps `(H, N)` as `(K, H / K, N)`."""
+        """Steps `(H, N, ...)` as `(K, H / K, N, ...)`."""
         return x.unflatten(0, (-1, self.every)).transpose(0, 1)
-
-
-def _with_goal(kind: Any) -> Any:
-    """A kind of state with two more leaves, `goal` and `age`."""
-    return namedtuple("DirectedState", (*kind._fields, "goal", "age"))

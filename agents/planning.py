@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
-from typing import Any
-
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
 from agents.plannable import plannable
 from agents.planners import Planner, shifted
-from agents.policy import Carry, WorldModelPolicy
+from agents.policy import Carry, WorldModelPolicy, extended
 from wmgym.random import Noise, TorchNoise
 from wmgym.worlds.base import Observation, State, World, detach_state
 
@@ -43,7 +40,7 @@ class PlanningPolicy(WorldModelPolicy):
         super().__init__(observation_space, action_space, world, behaviour or {})
         self.planner, self.warm_start, self.temperature = planner, warm_start, temperature
         self._state_kind = type(world.initial(1))
-        self._with_plan = _with_plan(self._state_kind)
+        self._with_plan = extended(self._state_kind, "plan")
 
     def initial_carry(self, batch_size: int) -> Carry:
         """See `WorldModelPolicy.initial_carry`; with warm start the plan is zero, `(B, H, A)`."""
@@ -80,8 +77,3 @@ class PlanningPolicy(WorldModelPolicy):
         """
         belief = self.planner.plan(plannable(self.world, state, temperature=self.temperature), noise, start)
         return belief.action(), belief.mean
-
-
-def _with_plan(kind: Any) -> Any:
-    """A kind of state with one more leaf, `plan`."""
-    return namedtuple("PlannedState", (*kind._fields, "plan"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,6 +164,11 @@ class WorldModelPolicy(BasePolicy):
         assert isinstance(box, spaces.Box)
         unit = (action.clamp(-1, 1).cpu().numpy() + 1) / 2
         return np.clip(box.low + unit * (box.high - box.low), box.low, box.high).astype(box.dtype)
+
+
+def extended(kind: Any, *names: str) -> Any:
+    """A kind of state with more leaves, for what a policy carries besides the world's."""
+    return namedtuple("ExtendedState", (*kind._fields, *names))
 
 
 def _starts(episode_start: np.ndarray | None, size: int) -> np.ndarray:

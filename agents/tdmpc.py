@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from agents.arguments import check_range, check_whole
 from agents.critics import CriticEnsemble
-from agents.imagination import ReturnRange, frozen
 from agents.planners import MPPI
 from agents.policy import WorldModelPolicy
-from agents.tdmpc2 import TDMPC2, TDMPC2Policy, pick_two
+from agents.tdmpc2 import TDMPC2, TDMPC2Policy
 from wmgym.nets.coders import CoderConfig
 from wmgym.nets.mlp import MLP
 from wmgym.random import Noise
@@ -78,11 +77,14 @@ class TDMPCPolicy(TDMPC2Policy):
     """
 
     reach: Tensor
-    pessimistic = True
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.register_buffer("reach", torch.tensor(1))
+
+    def worth(self, values: Tensor) -> Tensor:
+        """See `TDMPC2Policy.worth`; the least."""
+        return values.amin(0)
 
     def present_planner(self) -> MPPI:
         """See `TDMPC2Policy.present_planner`."""
@@ -194,7 +196,6 @@ class TDMPC(TDMPC2):
             "actor": NoisyActor(world.feature_size, actions, self.units, self.first_std),
             "critics": critics,
             "slow_critics": copy.deepcopy(critics).requires_grad_(False),
-            "return_range": ReturnRange(),
         }
 
     def _build_policy(self, world: World) -> WorldModelPolicy:
@@ -210,13 +211,6 @@ class TDMPC(TDMPC2):
         self.policy.reach.fill_(int(1 + progress * (self.horizon - 1)))
         return super()._decide()
 
-    def _update_actor(self, features: Tensor) -> dict[str, Tensor]:
-        """See `TDMPC2._update_actor`; no entropy, and the least of two critics."""
-        critics = self.policy.critics
-        action = self.policy.actor(features).sample(self.noise)
-        with frozen(critics):
-            values = critics(features, action, pick_two(critics, self.noise)).amin(0)
-        powers = self.world.config.rho ** torch.arange(len(features), device=features.device)
-        loss = -(powers[:, None] * values).mean()
-        norm = self._descend("actor", loss, self.policy.actor)
-        return {"actor_loss": loss, "actor_grad_norm": norm, "value": values.mean()}
+    def _objective(self, values: Tensor, policy: NoisyAction) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `TDMPC2._objective`; no entropy, and nothing is scaled."""
+        return self.policy.worth(values), {}

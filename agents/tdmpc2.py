@@ -56,8 +56,6 @@ class TDMPC2Policy(PlanningPolicy):
     critics: CriticEnsemble
     slow_critics: CriticEnsemble
     planner: MPPI
-    pessimistic = False
-    """Whether the end of a plan is worth the least of two critics (TD-MPC), instead of their mean."""
 
     def __init__(
         self,
@@ -77,8 +75,7 @@ class TDMPC2Policy(PlanningPolicy):
         members = pick_two(self.critics, noise)
 
         def value(features: Tensor) -> Tensor:
-            values = self.critics(features, self.actor(features).mode(), members)
-            return values.amin(0) if self.pessimistic else values.mean(0)
+            return self.worth(self.critics(features, self.actor(features).mode(), members))
 
         planner = self.present_planner()
         proposals = self._propose(state, noise, planner.horizon) if self.actor_plans else None
@@ -86,6 +83,10 @@ class TDMPC2Policy(PlanningPolicy):
         belief, plans, returns = planner.search(model, noise, start, proposals)
         action = planner.pick(plans, returns, noise)
         return belief.blur(action, noise) if exploring else action, belief.mean
+
+    def worth(self, values: Tensor) -> Tensor:
+        """What two critics' values `(2, ...)` are together, `(...)`."""
+        return values.mean(0)
 
     def present_planner(self) -> MPPI:
         """The search as it is now."""
@@ -247,22 +248,16 @@ class TDMPC2(WorldModelAgent):
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rate = self.lr_schedule(1.0)
-        encoder, model = self._encoder_parameters(), [*self._model_parameters(), *self.world.decoder.parameters()]
+        world = self.world
+        encoder = nn.ModuleList([world.encoder, world.project])
+        heads = [world.reward_head] if world.end_head is None else [world.reward_head, world.end_head]
+        model = nn.ModuleList([world.dynamics, *heads, self.policy.critics])
+        groups = [{"params": [*module.parameters()]} for module in (model, world.decoder)]
         return {
-            "encoder": torch.optim.Adam(encoder, self.encoder_rate * rate, fused=True),
-            "model": torch.optim.Adam(model, rate, fused=True),
+            "encoder": torch.optim.Adam(encoder.parameters(), self.encoder_rate * rate, fused=True),
+            "model": torch.optim.Adam(groups, rate, fused=True),
             "actor": torch.optim.Adam(self.policy.actor.parameters(), rate, eps=1e-5, fused=True),
         }
-
-    def _encoder_parameters(self) -> list[nn.Parameter]:
-        return [*self.world.encoder.parameters(), *self.world.project.parameters()]
-
-    def _model_parameters(self) -> list[nn.Parameter]:
-        """Of dynamics, heads and critics."""
-        aside = {id(parameter) for parameter in self._encoder_parameters()}
-        aside |= {id(parameter) for parameter in self.world.decoder.parameters()}
-        known = [*self.world.parameters(), *self.policy.critics.parameters()]
-        return [parameter for parameter in known if id(parameter) not in aside]
 
     # -- the algorithm ----------------------------------------------------------------------------------------
 
@@ -295,7 +290,7 @@ class TDMPC2(WorldModelAgent):
         for name in ("encoder", "model"):
             self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
-        learning = self._encoder_parameters() + self._model_parameters()
+        learning = [p for name in ("encoder", "model") for p in self.optimizers[name].param_groups[0]["params"]]
         norm = nn.utils.clip_grad_norm_(learning, self.clip, foreach=True)
         for name in ("encoder", "model"):
             self.optimizers[name].step()
@@ -308,19 +303,19 @@ class TDMPC2(WorldModelAgent):
         action = policy.sample(self.noise)
         with frozen(critics):
             values = critics(features, action, pick_two(critics, self.noise))
-        scale = self.policy.return_range.update(values[0])
-        entropy = policy.entropy()
+        objective, metrics = self._objective(values, policy)
         powers = self.world.config.rho ** torch.arange(len(features), device=features.device)
-        objective = values.mean(0) / scale + self.entropy_scale * action.shape[-1] * entropy
         loss = -(powers[:, None] * objective).mean()
         norm = self._descend("actor", loss, self.policy.actor)
-        return {
-            "actor_loss": loss,
-            "actor_entropy": entropy.mean(),
-            "actor_grad_norm": norm,
-            "value": values.mean(),
-            "return_scale": scale,
-        }
+        return {"actor_loss": loss, "actor_grad_norm": norm, "value": values.mean(), **metrics}
+
+    def _objective(self, values: Tensor, policy: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the actor climbs, `(T, B)`, from two critics' `values` `(2, T, B)` of its draws; scalars for the log."""
+        scale = self.policy.return_range.update(values[0])
+        entropy = policy.entropy()
+        weight = self.entropy_scale * action_size(self.action_space)
+        objective = self.policy.worth(values) / scale + weight * entropy
+        return objective, {"actor_entropy": entropy.mean(), "return_scale": scale}
 
 
 def pick_two(critics: CriticEnsemble, noise: Noise) -> Tensor:

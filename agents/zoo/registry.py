@@ -38,8 +38,8 @@ def register_algorithms() -> dict[str, type[BaseAlgorithm]]:
     """
     for name, algorithm in ALGORITHMS.items():
         ALGOS[name] = algorithm
-        sampler = sample_tdmpc_params if name.startswith("tdmpc") else sample_world_model_params
-        HYPERPARAMS_SAMPLER.setdefault(name, sampler)
+        own = {"tdmpc": sample_tdmpc_params, "tdmpc2": sample_tdmpc_params}
+        HYPERPARAMS_SAMPLER.setdefault(name, own.get(name, sample_world_model_params))
         HYPERPARAMS_CONVERTER.setdefault(name, as_sampled)
     return ALGOS
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import Dreamer
+from agents.zoo.demo import RandomAgent
+from wmgym.real import make_vec
 
 TINY: dict[str, Any] = {
     "deter": 32, "stoch": 8, "units": 32, "depth": 4, "batch_size": 4, "batch_length": 8, "horizon": 5,
@@ -144,3 +147,18 @@ def assert_same() -> Callable[[Dreamer, Dreamer], None]:
         assert torch.equal(one.policy.generator.get_state(), two.policy.generator.get_state())
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def assert_beats_chance() -> Callable[..., None]:
+    """Checks that an agent that has learnt in test/Reach-v0 is half-way at least from random actions to the best."""
+
+    def check(agent: Any, episodes: int = 20, **options: Any) -> None:
+        env = make_vec("test/Reach-v0", 10, seed=100, **options)
+        learnt, _ = evaluate_policy(agent, env, n_eval_episodes=episodes)
+        env.seed(100)
+        chance, _ = evaluate_policy(RandomAgent(env.action_space, 0), env, n_eval_episodes=episodes)  # type: ignore[arg-type]
+        # At best the return is about 18.5: the way there takes 3 of 20 steps.
+        assert learnt > chance + 0.5 * (18.5 - chance)
+
+    return check

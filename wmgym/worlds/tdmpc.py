@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from wmgym.nets.coders import CoderConfig, Decoder, Encoder
@@ -204,9 +205,9 @@ class TOLD(World):
     def follow(self, rate: float) -> None:
         """Let the slow encoder, where there is one, follow by `rate`."""
         if self.slow_encoder is not None:
-            own = [*self.encoder.parameters(), *self.project.parameters()]
-            for slow, fast in zip(self.slow_encoder.parameters(), own, strict=True):
-                slow.data.lerp_(fast.data, rate)
+            polyak_update(
+                [*self.encoder.parameters(), *self.project.parameters()], self.slow_encoder.parameters(), rate
+            )
 
     def weights(self, batch: SequenceBatch) -> Tensor:
         """What each step but the first counts, `(T - 1, B)`: `rho^t / (T - 1)`, shared out; none across episodes."""

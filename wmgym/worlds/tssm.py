@@ -21,8 +21,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from wmgym.nets.cells import MemorylessCore
 from wmgym.nets.distributions import Latent
-from wmgym.nets.mlp import MLP, activation, linear, normalisation
+from wmgym.nets.mlp import MLP
 from wmgym.nets.transformer import Context, Transformer
 from wmgym.random import Noise
 from wmgym.worlds.base import Observation, SequenceBatch
@@ -72,14 +73,12 @@ class TransformerCore(nn.Module):
     def __init__(self, stoch: int, action: int, config: TSSMConfig) -> None:
         super().__init__()
         width = config.deter // config.layers
-        self.inputs = linear(stoch + action, width, config.init)
-        self.norm = normalisation(config.norm, width)
-        self.act = activation(config.act)
+        self.inputs = MemorylessCore(stoch, action, width, config.act, config.norm, config.init)
         self.transformer = Transformer(width, config.layers, config.heads, config.context, config.act)
 
     def token(self, stoch: Tensor, action: Tensor) -> Tensor:
         """What a step is to the transformer, `(..., D)`."""
-        return self.act(self.norm(self.inputs(torch.cat([stoch, action], -1))))
+        return self.inputs(stoch, self.inputs.project(action))
 
 
 class TSSM(RSSM):
