@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from wmgym.games import DoomScreen, LeftStayRight, SteerGasBrake, TopRows, doom_options
+from wmgym.games import DoomScreen, HeldRace, LeftStayRight, SteerGasBrake, TopRows, doom_options
 from wmgym.real import make_env, make_vec
+from wmgym.wrappers import ActionRepeat
 
 
 class Game(gym.Env):
@@ -118,3 +119,17 @@ def test_car_racing_is_cropped_and_steered_as_in_the_paper() -> None:
     # The panel of indicators, black at the bottom of the game's own picture, is not seen.
     assert observation[-2:].mean() > 40
     env.close()
+
+
+def test_a_held_race_draws_the_last_picture_of_each_action_alone() -> None:
+    pytest.importorskip("Box2D")
+    held, plain = HeldRace(gym.make("CarRacing-v3"), 4), ActionRepeat(gym.make("CarRacing-v3"), 4)
+    pictures = [env.reset(seed=3)[0][:84] for env in (held, plain)]
+    action = np.array([0.1, 0.9, 0.0], np.float32)
+    for _ in range(12):
+        (seen, *rest), (expected, *others) = (env.step(action) for env in (held, plain))
+        np.testing.assert_array_equal(seen[:84], expected[:84])
+        assert rest == others
+    assert (seen[:84] != pictures[0]).any()  # it has driven
+    held.close()
+    plain.close()

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from wmgym.games import DOOM, as_in_paper, doom_options, is_doom
+from wmgym.games import CAR_RACING, DOOM, HeldRace, as_in_paper, doom_options, is_doom
 from wmgym.guarded import Guarded
 from wmgym.rendering import (
     MujocoPictures,
@@ -89,10 +89,11 @@ def make_env(
     choose_backend()
     if is_doom(id):
         kwargs = {**doom_options(id, action_repeat or 1), **kwargs}
-    env = as_in_paper(_make(id, render_mode, kwargs), id)
+    env = _make(id, render_mode, kwargs)
     repeat = action_repeat or (2 if is_dm_control(env) else 1)
     if repeat > 1 and not is_doom(id):  # which skips frames by itself
-        env = ActionRepeat(env, repeat)
+        env = HeldRace(env, repeat) if id == CAR_RACING else ActionRepeat(env, repeat)
+    env = as_in_paper(env, id)
     env = _add_pictures(_unit_actions(env), camera, render_size, fast_render)
     env = _observe(env, observation, size)
     if seed is not None:
