@@ -31,7 +31,7 @@ from wmgym.nets.patches import PatchImageDecoder, PatchImageEncoder
 from wmgym.spaces import is_image
 
 Likelihood = Literal["mse", "normal"]
-_ROWS = 64
+_ROWS = 128
 """Pictures that a processor draws at once: what it does with so many stays in its cache, and takes half the time."""
 
 _ImageEncoder = DreamerImageEncoder | V3ImageEncoder | PatchImageEncoder
@@ -247,22 +247,23 @@ class Decoder(nn.Module):
         return {key: torch.cat([part[key] for part in drawn]).reshape((*lead, *self._shapes[key])) for key in drawn[0]}
 
     def _observe(self, features: Tensor, keys: Collection[str] | None) -> dict[str, Tensor]:
-        drawn = {}
-        for key, mean in self(features, keys).items():
-            if key in self._pictures:
-                drawn[key] = (mean - self._offset).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)
-            else:
-                drawn[key] = symexp(mean) if self.config.symlog else mean
-        return drawn
+        drawn = self._predict(features, keys, as_bytes=True)
+        vectors = {key: drawn[key].float() for key in drawn if key not in self._pictures}
+        return drawn | ({key: symexp(mean) for key, mean in vectors.items()} if self.config.symlog else vectors)
 
     def _means(self, features: Tensor, keys: Collection[str] | None) -> dict[str, Tensor]:
         """As `forward`, but pictures may be bfloat16."""
+        return self._predict(features, keys, as_bytes=False)
+
+    def _predict(self, features: Tensor, keys: Collection[str] | None, as_bytes: bool) -> dict[str, Tensor]:
+        """Means by key, of pictures perhaps in bfloat16; or pictures as uint8."""
         wanted = set(self._shapes if keys is None else keys)
         means: dict[str, Tensor] = {}
         if self.vectors is not None and not wanted.isdisjoint(self._vectors):
             means |= _cut(self.vectors(features), self._vectors)
         if self.pictures is not None and not wanted.isdisjoint(self._pictures):
-            drawn = self.pictures(features.reshape(-1, features.shape[-1]))
+            rows = features.reshape(-1, features.shape[-1])
+            drawn = self.pictures.draw(rows) if as_bytes else self.pictures(rows)
             means |= _cut(drawn, {key: shape[2] for key, shape in self._pictures.items()})
         lead = features.shape[:-1]
         return {key: mean.reshape((*lead, *self._shapes[key])) for key, mean in means.items() if key in wanted}

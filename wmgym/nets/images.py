@@ -138,13 +138,24 @@ class DreamerImageEncoder(nn.Module):
             return _flat(self.rest(_read(pictures, self.first, fast)))
 
 
-class DreamerImageDecoder(nn.Module):
-    """A linear layer to 1x1 and four transposed convolutions of stride 2 (kernels 5, 5, 6, 6) to 64x64.
-
-    Source: as for `DreamerImageEncoder`.
+class ImageDecoder(nn.Module):
+    """What draws pictures: called with features (N, in_size), it gives mean pictures (N, H, W, C).
 
     Attributes:
         offset: what a black pixel is in the range of the means.
+    """
+
+    offset = 0.0
+
+    def draw(self, features: Tensor) -> Tensor:
+        """Maps (N, in_size) to uint8 pictures (N, H, W, C)."""
+        return to_bytes(self(features), self.offset)
+
+
+class DreamerImageDecoder(ImageDecoder):
+    """A linear layer to 1x1 and four transposed convolutions of stride 2 (kernels 5, 5, 6, 6) to 64x64.
+
+    Source: as for `DreamerImageEncoder`.
     """
 
     offset = -0.5
@@ -206,16 +217,11 @@ class V3ImageEncoder(nn.Module):
             return _flat(self.rest(_read(pictures, self.first, fast)))
 
 
-class V3ImageDecoder(nn.Module):
+class V3ImageDecoder(ImageDecoder):
     """Block-linear from `deter` plus a small network from `stoch`, then upsampling and convolutions of kernel 5.
 
     Source: DreamerV3 (Hafner et al. 2023, code of 2024).
-
-    Attributes:
-        offset: what a black pixel is in the range of the means.
     """
-
-    offset = 0.0
 
     def __init__(self, deter: int, stoch: int, shape: Shape, units: int, style: ImageStyle) -> None:
         super().__init__()
@@ -273,6 +279,12 @@ class _UpConv(nn.Module):
         count, height, width, _ = out.shape
         rows = out.reshape(count, height, width, 2, -1).transpose(2, 3)  # (N, H, 2, W, 2 C)
         return rows.reshape(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
+
+def to_bytes(mean: Tensor, offset: float) -> Tensor:
+    """Mean pictures in the range [offset, offset + 1], float32 or bfloat16, as uint8 in the same layout."""
+    mean = mean.float()
+    return torch.mul(mean - offset if offset else mean, 255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def picture_error(mean: Tensor, pictures: Tensor, offset: float) -> Tensor:

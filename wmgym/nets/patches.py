@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wmgym.nets.images import ImageSizeError, ImageStyle, Shape
+from wmgym.nets.images import ImageDecoder, ImageSizeError, ImageStyle, Shape, to_bytes
 from wmgym.nets.mlp import activation, linear, normalisation
 from wmgym.nets.precision import use_bfloat16
 
@@ -54,14 +54,8 @@ class PatchImageEncoder(nn.Module):
         return x.flatten(1).float()
 
 
-class PatchImageDecoder(nn.Module):
-    """From features back to pictures, the way of `PatchImageEncoder` reversed.
-
-    Attributes:
-        offset: what a black pixel is in the range of the means.
-    """
-
-    offset = 0.0
+class PatchImageDecoder(ImageDecoder):
+    """From features back to pictures, the way of `PatchImageEncoder` reversed."""
 
     def __init__(self, in_size: int, shape: Shape, style: ImageStyle) -> None:
         super().__init__()
@@ -79,11 +73,19 @@ class PatchImageDecoder(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Maps (N, in_size) to mean pictures (N, H, W, C) in [0, 1]."""
+        return split_places(self._squares(features), _SIDES[0])
+
+    def draw(self, features: Tensor) -> Tensor:
+        """The same as bytes; they are rounded before they are put in their places, for a quarter of the memory."""
+        return split_places(to_bytes(self._squares(features), self.offset), _SIDES[0])
+
+    def _squares(self, features: Tensor) -> Tensor:
+        """Means of pictures whose last squares are not split yet."""
         fast = use_bfloat16(self.fast, features)
         x = _run(self.dense, features, fast).unflatten(1, (*self.grid, -1))
-        for side, spread, finish in zip(reversed(_SIDES), self.spread, self.finish):
+        for side, spread, finish in zip(_SIDES[:0:-1], self.spread, self.finish):
             x = _run(finish, split_places(_run(spread, x, fast), side), fast)
-        return x
+        return _run(self.finish[-1], _run(self.spread[-1], x, fast), fast)
 
 
 def join_places(x: Tensor, side: int) -> Tensor:
