@@ -12,7 +12,7 @@ from torch.nn import functional
 from wmgym.nets.blocks import BlockLinear
 from wmgym.nets.coders import CoderConfig, Decoder, Encoder
 from wmgym.nets.distributions import symlog
-from wmgym.nets.images import ImageSizeError
+from wmgym.nets.images import ImageDecoder, ImageSizeError
 from wmgym.nets.patches import join_places, split_places
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,))
@@ -226,15 +226,23 @@ def test_a_decoder_that_hits_its_target_gives_the_observation_back(
     boxes = {"a": VECTOR, "b": picture()}
     decoder, observed = Decoder(FEATURES, boxes, config, DETER), observations(boxes, 4)
     offset = -0.5 if config.image == "dreamer" else 0.0
-    assert decoder.pictures is not None
     assert decoder.vectors is not None
-    monkeypatch.setattr(decoder.pictures, "forward", lambda _: observed["b"] / 255 + offset)
+    hit = ImageDecoder()
+    hit.offset, hit.forward = offset, lambda _: observed["b"] / 255 + offset  # type: ignore[method-assign]
+    monkeypatch.setattr(decoder, "pictures", hit)
     monkeypatch.setattr(decoder.vectors, "forward", lambda _: symlog(observed["a"]))
     features = torch.zeros(4, FEATURES)
     drawn, losses = decoder.observation(features), decoder.loss(features, observed)
     assert torch.equal(drawn["b"], observed["b"])
     torch.testing.assert_close(drawn["a"], observed["a"])
     assert all(loss.abs().max() < 1e-6 for loss in losses.values())
+
+
+@pytest.mark.parametrize("config", [DREAMER, V3, PATCHES], ids=["dreamer", "v3", "patches"])
+def test_drawn_pictures_are_the_means_as_bytes(config: CoderConfig) -> None:
+    decoder, features = Decoder(FEATURES, {"b": picture()}, config, DETER), torch.randn(3, FEATURES)
+    mean = decoder(features)["b"] + (0.5 if config.image == "dreamer" else 0.0)
+    assert torch.equal(decoder.observation(features)["b"], (255 * mean).round().clamp(0, 255).to(torch.uint8))
 
 
 def test_means_outside_the_range_are_clamped_not_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
