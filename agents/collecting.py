@@ -17,6 +17,7 @@ from agents.health import Healthy
 from agents.policy import Carry
 from wmgym.guarded import FAULT, RESET_FAULTS
 from wmgym.spaces import action_size, as_dict
+from wmgym.worlds.base import Observation
 
 log = logging.getLogger("wmgym")
 
@@ -99,9 +100,13 @@ class Collecting(Healthy):
             action = self._random_action()
             self._carry = Carry(self._carry.state, action)
             return action
-        carry = self.policy.step(self._carry, observation, is_first, self.policy.noise)
+        carry = self._act(self._carry, observation, is_first)
         self._carry = Carry(carry.state, self._explore(carry.action))
         return self._carry.action
+
+    def _act(self, carry: Carry, observation: Observation, is_first: Tensor) -> Carry:
+        """What the policy would do, before it explores."""
+        return self.policy.step(carry, observation, is_first, self.policy.noise)
 
     def _random_action(self) -> Tensor:
         """Uniform, `(n_envs, A)`; each environment's is held for 1 to `hold` decisions.

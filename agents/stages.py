@@ -49,6 +49,7 @@ class StagedAgent(WorldModelAgent):
         self._told: list[np.ndarray] = []  # fitnesses (P,) of this stage's generations
         self._first_weights: Tensor | None = None  # where this stage's evolution began
         self._codes_state: dict[str, Any] | None = None  # of M's sampling
+        self._wandering: Tensor | None = None  # (n_envs, N) from C's parameters to those that act
 
     @abstractmethod
     def _vision_step(self) -> None:
@@ -186,6 +187,8 @@ class StagedAgent(WorldModelAgent):
             tensors["run/stages/told"] = torch.as_tensor(np.stack(self._told))
         if self._first_weights is not None:
             tensors["run/stages/first_weights"] = self._first_weights
+        if self._wandering is not None:
+            tensors["run/stages/wandering"] = self._wandering
         return facts, tensors
 
     def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
@@ -195,3 +198,4 @@ class StagedAgent(WorldModelAgent):
         self._codes_state = run["codes"]
         self._told = list(tensors["stages/told"].cpu().numpy()) if "stages/told" in tensors else []
         self._first_weights = tensors.get("stages/first_weights")
+        self._wandering = tensors.get("stages/wandering")

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from agents.arguments import check_choices, check_range, check_whole
 from agents.controllers import Controller
 from agents.evolution import Evolution
-from agents.policy import WorldModelPolicy
+from agents.policy import Carry, WorldModelPolicy
 from agents.rollouts import Ends, dream_returns, real_returns
 from agents.vision_memory import VisionMemoryAgent
 from wmgym.nets.coders import CoderConfig
 from wmgym.random import TorchNoise
 from wmgym.real import make_vec
-from wmgym.worlds.base import State, World, index_state
+from wmgym.worlds.base import Observation, State, World, index_state
 from wmgym.worlds.mdn_rnn import MDNRNN, MDNRNNConfig
 
 _OF_EVOLUTION = {
@@ -90,6 +90,8 @@ class WorldModels(VisionMemoryAgent):
         real_envs: processes in which C's real episodes run, when `env` is an id; 0: in the environment it has.
         exploration_noise: while C collects, deviation of the noise on continuous actions; for discrete ones the
             probability of a random one.
+        wander: while C collects, every episode is played by a neighbour of C, whose parameters are off by normal noise
+            of a deviation drawn from [0, `wander`]: so M sees what evolution is going to try.
         options: the rest of `WorldModelAgent`'s arguments.
 
     Attributes:
@@ -148,6 +150,7 @@ class WorldModels(VisionMemoryAgent):
         starts: Literal["episode", "any"] = "episode",
         real_envs: int = 2,
         exploration_noise: float = 0.1,
+        wander: float = 0.0,
         **options: Any,
     ) -> None:
         self.latent, self.hidden, self.depth, self.image = latent, hidden, depth, image
@@ -163,7 +166,7 @@ class WorldModels(VisionMemoryAgent):
         self.sigma, self.weight_decay = sigma, weight_decay
         self.evaluate_every, self.evaluate_rollouts = evaluate_every, evaluate_rollouts
         self.temperature, self.ends, self.dream_horizon, self.starts = temperature, ends, dream_horizon, starts
-        self.real_envs, self.exploration_noise = real_envs, exploration_noise
+        self.real_envs, self.exploration_noise, self.wander = real_envs, exploration_noise, wander
         self._check_own_arguments()
         self._begin_stages()
         self._evolution: Evolution | None = None
@@ -186,7 +189,7 @@ class WorldModels(VisionMemoryAgent):
         least |= {"components": 1, "together_updates": 0, "together_length": 2}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least)
-        check_range(self, ("temperature", "exploration_noise", "sigma"))
+        check_range(self, ("temperature", "exploration_noise", "wander", "sigma"))
 
     # -- networks ---------------------------------------------------------------------------------------------
 
@@ -214,6 +217,26 @@ class WorldModels(VisionMemoryAgent):
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rates = {"vision": self.lr_schedule(1.0), "memory": self.memory_learning_rate}
         return {name: torch.optim.Adam(self._part(name), rate, fused=True) for name, rate in rates.items()}
+
+    # -- collecting -------------------------------------------------------------------------------------------
+
+    def _act(self, carry: Carry, observation: Observation, is_first: Tensor) -> Carry:
+        """What C does or, where `wander` says so, its neighbours do."""
+        carry = super()._act(carry, observation, is_first)
+        if not self.wander:
+            return carry
+        actor = self.policy.actor
+        weights = actor.weights + self._wander_on(is_first, len(actor.weights))
+        return Carry(carry.state, actor.act(self.world.features(carry.state), weights))
+
+    def _wander_on(self, is_first: Tensor, size: int) -> Tensor:
+        """How far off C's parameters those are that act, `(n_envs, N)`: drawn anew where an episode begins."""
+        noise = self.policy.noise
+        drawn = self.wander * noise.uniform(self.n_envs, 1) * noise.normal(self.n_envs, size)
+        if self._wandering is None or len(self._wandering) != self.n_envs:
+            self._wandering = drawn
+        self._wandering = torch.where(is_first[:, None], drawn, self._wandering)
+        return self._wandering
 
     # -- C ----------------------------------------------------------------------------------------------------
 

@@ -184,6 +184,43 @@ def test_iterations_share_out_the_decisions_and_roll_out_c() -> None:
     assert agent.learn(20, reset_num_timesteps=False).num_timesteps == more
 
 
+def test_every_episode_of_a_later_round_is_played_by_a_neighbour_of_c() -> None:
+    agent = tiny("CartPole-v1", n_envs=3, iterations=2, generations=2, wander=0.5)
+    off: list[torch.Tensor | None] = []
+    begun: list[np.ndarray] = []
+
+    def seen(*_: Any) -> bool:
+        off.append(None if agent._wandering is None else agent._wandering.clone())
+        begun.append(np.array(agent._last_episode_starts))  # the next decision is an episode's first
+        return True
+
+    agent.learn(600, callback=seen)
+    assert all(value is None for value in off[:100])  # at random
+    wandering = torch.stack([value for value in off[100:] if value is not None])
+    moved = (wandering[1:] != wandering[:-1]).any(-1)
+    assert torch.equal(moved, torch.as_tensor(np.stack(begun[100:-1])))
+    assert moved.any()
+    assert 0 < wandering.std() < 0.5
+    assert len(wandering[0].std(-1).unique()) == 3  # some go further than others
+
+
+def test_wandering_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    changes = {"iterations": 2, "generations": 2, "wander": 0.5}
+    unbroken = tiny("CartPole-v1", **changes).learn(120)
+    agent = tiny("CartPole-v1", **changes, interrupt_folder=tmp_path)
+
+    def interrupt(*_: Any) -> bool:
+        if agent.num_timesteps == 73:
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(120, callback=interrupt)
+    saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
+    assert (saved._stage, saved.num_timesteps) == ("collect", 73)
+    assert_same(saved.learn(47, reset_num_timesteps=False), unbroken)
+
+
 def test_codes_that_m_foretells_are_not_drawn_back_to_the_standard_normal() -> None:
     agent = tiny(iterations=2, together_updates=4, together_length=4, generations=2)
     agent.learn(80)
