@@ -2,8 +2,8 @@
 
     python -m agents.zoo.take_cover
 
-collects random episodes, fits V and M, evolves C in M's dream at each temperature, lets each C play the real game,
-and writes the agent, pictures of each stage and a result file with the table of temperatures.
+collects random episodes, fits V and M, evolves C in M's dream, and goes on so in rounds with the episodes of C's
+neighbours; evolves a C at each temperature, lets each C play the real game, and writes the agent, pictures of each stage and a result file with the table of temperatures.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m agents.zoo.take_cover", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--decisions", type=int, default=100_000, help="random decisions collected in the real game")
+    parser.add_argument("--decisions", type=int, default=240_000, help="decisions collected in the real game")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes of each evaluation")
     parser.add_argument("--table-generations", type=int, default=60, help="of C at each further temperature")
     parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)
