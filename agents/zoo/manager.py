@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from agents import ALGORITHMS
 from agents.base import WorldModelAgent
 from agents.checkpointing import CheckpointEvery, last_checkpoint
+from agents.stages import StagedAgent
 from agents.zoo.hyperparams import overrides, read_preset
 from agents.zoo.registry import import_environments, is_ours, register_algorithms
 from agents.zoo.results import ResultRecorder, result_path
@@ -177,6 +178,8 @@ class ZooExperiment(ExperimentManager):
             reset_num_timesteps=not done,
             **options,  # type: ignore[arg-type]
         )
+        if isinstance(model, StagedAgent):  # which learns most after its last decision
+            recorder.evaluate()
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """Write the trained agent; what was kept for resuming is removed."""

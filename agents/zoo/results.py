@@ -140,7 +140,9 @@ class ResultRecorder(EvalCallback):
         }
 
     def evaluate(self) -> bool:
-        """Evaluate now and write the file; False when training should stop."""
+        """Evaluate now and write the file; False when training should stop. It replaces what was found at this step."""
+        if self.data["env_steps"][-1:] == [self.num_timesteps * self.action_repeat]:
+            self._forget_last()
         self.eval_env = self.make_eval_env()
         try:
             going_on = super()._on_step()
@@ -189,6 +191,12 @@ class ResultRecorder(EvalCallback):
         self.evaluations_results = evaluations["results"][:kept].tolist()
         self.evaluations_length = evaluations["ep_lengths"][:kept].tolist()
         self.best_mean_reward = max((float(np.mean(returns)) for returns in self.evaluations_results), default=-np.inf)
+
+    def _forget_last(self) -> None:
+        for name in ("env_steps", "return_mean", "return_std"):
+            self.data[name].pop()
+        for values in (self.evaluations_timesteps, self.evaluations_results, self.evaluations_length):
+            values.pop()
 
     def _init_callback(self) -> None:
         Path(self.log_path or ".").parent.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,8 @@
     python -m agents.zoo.take_cover
 
 collects random episodes, fits V and M, evolves C in M's dream, and goes on so in rounds with the episodes of C's
-neighbours; evolves a C at each temperature, lets each C play the real game, and writes the agent, pictures of each stage and a result file with the table of temperatures.
+neighbours; evolves a C at each temperature, lets each C play the real game, and writes the agent, pictures of each
+stage and a result file with the table of temperatures.
 """
 
 from __future__ import annotations

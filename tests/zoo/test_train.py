@@ -68,6 +68,27 @@ def test_a_run_writes_its_result_file_and_what_rl_zoo_reads(unbroken: Path) -> N
     assert not (folder / "resume").exists()
 
 
+def test_what_learns_in_stages_is_evaluated_when_the_last_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_evolved: list[bool] = []
+    evaluating = manager.ResultRecorder.evaluate
+
+    def evaluate(self: Any) -> bool:
+        has_evolved.append(bool(self.model.policy.actor.weights.any()))
+        return evaluating(self)
+
+    monkeypatch.setattr(manager.ResultRecorder, "evaluate", evaluate)
+    few = ["latent=4", "hidden=8", "vision_updates=2", "memory_updates=2", "batch_size=2", "batch_length=8"]
+    few += ["generations=2", "population=4", "rollouts=2", "evaluate_rollouts=2", "dream_horizon=6"]
+    assert train.main(arguments(tmp_path, "--algo", "world_models", "--set", *few)) == 0
+    assert has_evolved == [False, False, False, False, True]
+    assert result(tmp_path)["env_steps"] == [0, 40, 80, 120]  # the fifth takes the fourth's place
+    npz = np.load(tmp_path / "runs" / "default" / "world_models" / "CartPole-v1_1" / "evaluations.npz")
+    assert npz["timesteps"].tolist() == [0, 40, 80, 120]
+    assert npz["results"].mean(1) == pytest.approx(result(tmp_path)["return_mean"], abs=0.01)
+
+
 @pytest.mark.parametrize(("step", "number"), [(50, signal.SIGINT), (80, signal.SIGTERM)])
 def test_a_run_that_was_interrupted_goes_on_to_the_same_curve(
     unbroken: Path, tmp_path: Path, step: int, number: int
