@@ -141,7 +141,7 @@ class ResultRecorder(EvalCallback):
 
     def evaluate(self) -> bool:
         """Evaluate now and write the file; False when training should stop. It replaces what was found at this step."""
-        if self.data["env_steps"][-1:] == [self.num_timesteps * self.action_repeat]:
+        if self.data["env_steps"][-1:] == [self._env_steps]:
             self._forget_last()
         self.eval_env = self.make_eval_env()
         try:
@@ -149,7 +149,7 @@ class ResultRecorder(EvalCallback):
         finally:
             self.eval_env.close()
         returns = self.evaluations_results[-1]
-        self.data["env_steps"].append(self.num_timesteps * self.action_repeat)
+        self.data["env_steps"].append(self._env_steps)
         self.data["return_mean"].append(round(float(np.mean(returns)), 2))
         self.data["return_std"].append(round(float(np.std(returns)), 2))
         self.write()
@@ -191,6 +191,11 @@ class ResultRecorder(EvalCallback):
         self.evaluations_results = evaluations["results"][:kept].tolist()
         self.evaluations_length = evaluations["ep_lengths"][:kept].tolist()
         self.best_mean_reward = max((float(np.mean(returns)) for returns in self.evaluations_results), default=-np.inf)
+
+    @property
+    def _env_steps(self) -> int:
+        """Simulator steps so far, those that C's evolution took in the real environment among them."""
+        return (self.num_timesteps + getattr(self.model, "evolution_steps", 0)) * self.action_repeat
 
     def _forget_last(self) -> None:
         for name in ("env_steps", "return_mean", "return_std"):

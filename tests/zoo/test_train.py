@@ -68,6 +68,15 @@ def test_a_run_writes_its_result_file_and_what_rl_zoo_reads(unbroken: Path) -> N
     assert not (folder / "resume").exists()
 
 
+def test_steps_of_evolution_in_the_real_environment_count(tmp_path: Path) -> None:
+    few = ["latent=4", "hidden=8", "vision_updates=2", "memory_updates=2", "batch_size=2", "batch_length=8"]
+    few += ["generations=1", "population=4", "rollouts=1", "evaluate_rollouts=2", "train_in=real", "real_envs=0"]
+    assert train.main(arguments(tmp_path, "--algo", "world_models", "--set", *few)) == 0
+    *before, after = result(tmp_path)["env_steps"]
+    assert before == [0, 40, 80, 120]
+    assert after >= 120 + 6 * 8  # CartPole lasts at least 8 steps
+
+
 def test_what_learns_in_stages_is_evaluated_when_the_last_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
