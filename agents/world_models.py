@@ -253,10 +253,11 @@ class WorldModels(VisionMemoryAgent):
         self.history.append({"iteration": self._iteration, "generation": evolution.generation, **facts})
         self._note({name: torch.tensor(value) for name, value in facts.items()})
 
-    def evolve(self, **changes: Any) -> WorldModels:
-        """Evolve a new C from nothing, in the world as it is.
+    def evolve(self, anew: bool = True, **changes: Any) -> WorldModels:
+        """Evolve another C, in the world as it is.
 
         Args:
+            anew: from nothing; else from the C that there is.
             changes: of the arguments that C's stage has, such as `temperature=0.5, generations=50`.
 
         Raises:
@@ -272,7 +273,8 @@ class WorldModels(VisionMemoryAgent):
         self._finish_stage()
         self._iteration, self._stage, self._stage_step, self.history = self.iterations - 1, "controller", 0, []
         self.costs.pop("controller", None)
-        self.policy.actor.weights.zero_()
+        if anew:
+            self.policy.actor.weights.zero_()
         self.learn(0, reset_num_timesteps=False)
         return self
 

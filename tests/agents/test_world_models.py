@@ -250,6 +250,16 @@ def test_evolving_again_leaves_the_world_as_it_is() -> None:
     assert agent.dream(5).shape == (5,)
 
 
+def test_evolution_goes_on_from_c_or_begins_anew() -> None:
+    agent = tiny().learn(60)
+    before = agent.policy.actor.weights.clone()
+    assert before.any()
+    agent.evolve(anew=False, generations=1, sigma=1e-6)
+    torch.testing.assert_close(agent.policy.actor.weights, before, atol=1e-4, rtol=0)
+    agent.evolve(generations=1, sigma=1e-6)
+    torch.testing.assert_close(agent.policy.actor.weights, torch.zeros_like(before), atol=1e-4, rtol=0)
+
+
 # -- as the other agents --------------------------------------------------------------------------------------
 
 
