@@ -180,13 +180,13 @@ class ResultRecorder(EvalCallback):
                     f"{self.path} was begun with {name}={before[name]!r}, not {self.data[name]!r}: go on with what it "
                     "was begun with, or begin again (--anew)."
                 )
-        kept = sum(steps <= decisions * self.action_repeat for steps in before["env_steps"])
+        evaluations = np.load(f"{self.log_path}.npz")
+        kept = int((evaluations["timesteps"] <= decisions).sum())
         resumed = {"env_steps": decisions * self.action_repeat, "commit": self.data["commit"]}
         self.data.update({name: before[name][:kept] for name in ("env_steps", "return_mean", "return_std")})
         self.data.update({name: before[name] for name in ("command", "commit")})
         self.data["resumed"] = [*before.get("resumed", []), resumed]
         self._spent_before = {name: before.get(name, 0.0) for name in self._spent_before}
-        evaluations = np.load(f"{self.log_path}.npz")
         self.evaluations_timesteps = evaluations["timesteps"][:kept].tolist()
         self.evaluations_results = evaluations["results"][:kept].tolist()
         self.evaluations_length = evaluations["ep_lengths"][:kept].tolist()

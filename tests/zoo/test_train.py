@@ -21,6 +21,8 @@ from agents.zoo.registry import import_environments, register_algorithms
 
 TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
 TINY += ["learning_starts=40", "train_ratio=4"]
+STAGED = ["latent=4", "hidden=8", "vision_updates=2", "memory_updates=2", "batch_size=2", "batch_length=8"]
+STAGED += ["population=4", "evaluate_rollouts=2"]
 
 
 def arguments(folder: Path, *more: str, env: str = "CartPole-v1") -> list[str]:
@@ -69,12 +71,27 @@ def test_a_run_writes_its_result_file_and_what_rl_zoo_reads(unbroken: Path) -> N
 
 
 def test_steps_of_evolution_in_the_real_environment_count(tmp_path: Path) -> None:
-    few = ["latent=4", "hidden=8", "vision_updates=2", "memory_updates=2", "batch_size=2", "batch_length=8"]
-    few += ["generations=1", "population=4", "rollouts=1", "evaluate_rollouts=2", "train_in=real", "real_envs=0"]
-    assert train.main(arguments(tmp_path, "--algo", "world_models", "--set", *few)) == 0
+    options = ["generations=1", "rollouts=1", "train_in=real", "real_envs=0"]
+    assert train.main(arguments(tmp_path, "--algo", "world_models", "--set", *STAGED, *options)) == 0
     *before, after = result(tmp_path)["env_steps"]
     assert before == [0, 40, 80, 120]
     assert after >= 120 + 6 * 8  # CartPole lasts at least 8 steps
+
+
+def test_a_resumed_run_keeps_evaluations_that_followed_steps_of_evolution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["iterations=2", "generations=1", "rollouts=1", "train_in=real", "real_envs=0"]
+    same = arguments(tmp_path, "--algo", "world_models", "--set", *STAGED, *options)
+    interrupt_at(100, monkeypatch)
+    assert train.main(same) == 130
+    before = result(tmp_path)["env_steps"]
+    assert before[:2] == [0, 40]
+    assert before[2] > 80  # the first round's evolution lies before it
+    monkeypatch.undo()
+    assert train.main([*same, "--resume"]) == 0
+    assert result(tmp_path)["env_steps"][:3] == before
+    assert len(result(tmp_path)["env_steps"]) == 5
 
 
 def test_what_learns_in_stages_is_evaluated_when_the_last_is_over(
@@ -88,9 +105,8 @@ def test_what_learns_in_stages_is_evaluated_when_the_last_is_over(
         return evaluating(self)
 
     monkeypatch.setattr(manager.ResultRecorder, "evaluate", evaluate)
-    few = ["latent=4", "hidden=8", "vision_updates=2", "memory_updates=2", "batch_size=2", "batch_length=8"]
-    few += ["generations=2", "population=4", "rollouts=2", "evaluate_rollouts=2", "dream_horizon=6"]
-    assert train.main(arguments(tmp_path, "--algo", "world_models", "--set", *few)) == 0
+    options = ["generations=2", "rollouts=2", "dream_horizon=6"]
+    assert train.main(arguments(tmp_path, "--algo", "world_models", "--set", *STAGED, *options)) == 0
     assert has_evolved == [False, False, False, False, True]
     assert result(tmp_path)["env_steps"] == [0, 40, 80, 120]  # the fifth takes the fourth's place
     npz = np.load(tmp_path / "runs" / "default" / "world_models" / "CartPole-v1_1" / "evaluations.npz")
