@@ -22,9 +22,9 @@ from stable_baselines3.common.logger import configure
 
 from agents.world_models import WorldModels
 from agents.zoo.demo import RandomAgent
+from agents.zoo.hyperparams import load_preset, overrides, read_preset
 from agents.zoo.results import describe_origin
 from agents.zoo.stage_plots import plot_dreams, plot_evolution, plot_reconstructions
-from agents.zoo.train import load_preset, overrides
 from wmgym.games import TAKE_COVER
 from wmgym.real import make_vec
 
@@ -36,7 +36,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m agents.zoo.take_cover", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--decisions", type=int, default=240_000, help="decisions collected in the real game")
+    decisions = read_preset("world_models", TAKE_COVER)["n_timesteps"]
+    parser.add_argument("--decisions", type=int, default=decisions, help="decisions collected in the real game")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes of each evaluation")
     parser.add_argument("--table-generations", type=int, default=60, help="of C at each further temperature")
     parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)

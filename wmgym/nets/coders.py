@@ -247,16 +247,14 @@ class Decoder(nn.Module):
         return {key: torch.cat([part[key] for part in drawn]).reshape((*lead, *self._shapes[key])) for key in drawn[0]}
 
     def _observe(self, features: Tensor, keys: Collection[str] | None) -> dict[str, Tensor]:
-        drawn = self._predict(features, keys, as_bytes=True)
-        vectors = {key: drawn[key].float() for key in drawn if key not in self._pictures}
-        return drawn | ({key: symexp(mean) for key, mean in vectors.items()} if self.config.symlog else vectors)
+        drawn = self._means(features, keys, as_bytes=True)
+        for key in drawn.keys() - self._pictures:
+            mean = drawn[key].float()
+            drawn[key] = symexp(mean) if self.config.symlog else mean
+        return drawn
 
-    def _means(self, features: Tensor, keys: Collection[str] | None) -> dict[str, Tensor]:
-        """As `forward`, but pictures may be bfloat16."""
-        return self._predict(features, keys, as_bytes=False)
-
-    def _predict(self, features: Tensor, keys: Collection[str] | None, as_bytes: bool) -> dict[str, Tensor]:
-        """Means by key, of pictures perhaps in bfloat16; or pictures as uint8."""
+    def _means(self, features: Tensor, keys: Collection[str] | None, as_bytes: bool = False) -> dict[str, Tensor]:
+        """As `forward`, but pictures may be bfloat16; or, `as_bytes`, drawn as uint8."""
         wanted = set(self._shapes if keys is None else keys)
         means: dict[str, Tensor] = {}
         if self.vectors is not None and not wanted.isdisjoint(self._vectors):
