@@ -3,8 +3,9 @@
     python -m agents.zoo.take_cover
 
 collects random episodes, fits V and M, evolves C in M's dream, and goes on so in rounds with the episodes of C's
-neighbours; evolves a C at each temperature, lets each C play the real game, and writes the agent, pictures of each
-stage and a result file with the table of temperatures.
+neighbours; evolves a C at each temperature, from the C of the rounds and from nothing, lets each C play the real game,
+and writes the agent, pictures of each stage and a result file with the table of temperatures. Every round leaves a
+checkpoint: `--resume` goes on, whatever has stopped the run.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import ConvertCallback, EveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 
+from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.world_models import WorldModels
 from agents.zoo.demo import RandomAgent
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
@@ -39,7 +42,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     decisions = read_preset("world_models", TAKE_COVER)["n_timesteps"]
     parser.add_argument("--decisions", type=int, default=decisions, help="decisions collected in the real game")
     parser.add_argument("--episodes", type=int, default=100, help="real episodes of each evaluation")
-    parser.add_argument("--table-generations", type=int, default=60, help="of C at each further temperature")
+    parser.add_argument("--table-generations", type=int, default=40, help="of C in each further row")
     parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     parser.add_argument("--out", type=Path, default=Path("runs/take_cover"))
@@ -53,9 +56,10 @@ class TakeCover:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.started, self.processor_s = time.time(), 0.0
         self.settings = {**load_preset("world_models", TAKE_COVER, "default"), **overrides(args.set)}
         self.earlier: dict[str, Any] = json.loads(self.path.read_text()) if args.resume and self.path.exists() else {}
+        self.started = time.time() - self.earlier.get("wall_clock_s", 0.0)
+        self.processor_s = self.earlier.get("processor_s", 0.0)
         self.agent = self.first_agent()
         self.data: dict[str, Any] = {
             "algo": "world_models",
@@ -78,23 +82,24 @@ class TakeCover:
             "costs": {},
             "table": [],
         }
+        if self.earlier:
+            self.data["commit"] = " and ".join(dict.fromkeys([self.earlier["commit"], self.data["commit"]]))
 
     def first_agent(self) -> WorldModels:
         """An agent that has learnt nothing; or what the run had when it was stopped."""
-        if self.earlier.get("table"):
-            return WorldModels.load(self.args.out / "world_models.zip", device="cpu", interrupt_folder=self.args.out)
-        if self.args.resume:
-            return self.interrupted()
-        return WorldModels(TAKE_COVER, seed=self.args.seed, interrupt_folder=self.args.out, **self.settings)
+        path = self.args.out / "world_models.zip"  # of C before the other rows
+        if self.args.resume and not self.earlier.get("table"):
+            path = last_checkpoint(self.rounds)
+        elif not self.args.resume:
+            return WorldModels(TAKE_COVER, seed=self.args.seed, interrupt_folder=self.args.out, **self.settings)
+        lengths = ("vision_updates", "together_updates", "memory_updates", "generations")
+        changed = {name: self.settings[name] for name in lengths}
+        return WorldModels.load(path, device="cpu", interrupt_folder=self.args.out, **changed)
 
-    def interrupted(self) -> WorldModels:
-        """The agent that Ctrl-C saved, in the middle of its stage."""
-        path = self.args.out / f"worldmodels-{TAKE_COVER}-interrupted.zip"
-        lengths = {
-            name: self.settings[name]
-            for name in ("vision_updates", "together_updates", "memory_updates", "generations")
-        }
-        return WorldModels.load(path, device="cpu", interrupt_folder=self.args.out, **lengths)
+    @property
+    def rounds(self) -> Path:
+        """Where each round leaves its checkpoint."""
+        return self.args.out / "resume"
 
     def run(self) -> Path:
         """Everything, in order; returns the result file."""
@@ -102,16 +107,24 @@ class TakeCover:
             self.go_on()
         else:
             self.begin()
-        done = {row["temperature"] for row in self.data["table"]}
-        for temperature in self.args.temperatures:
-            if temperature not in done:
-                self.agent.evolve(temperature=temperature, generations=self.args.table_generations)
-                self.agent.save(self.args.out / f"world_models_{temperature}.zip")
-                self.row(temperature)
-        self.data["table"].sort(key=lambda row: row["temperature"])
+        self.further_rows()
+        self.data["table"].sort(key=lambda row: (row["anew"], row["temperature"]))
         self.data["complete"] = True
         self.write()
         return self.path
+
+    def further_rows(self) -> None:
+        """The other temperatures from the C of the rounds, and all of them from nothing."""
+        of_rounds = self.agent.policy.actor.weights.clone()
+        done = {(row["anew"], row["temperature"]) for row in self.data["table"]}
+        for anew in (False, True):
+            for temperature in self.args.temperatures:
+                if (anew, temperature) in done:
+                    continue
+                self.agent.policy.actor.weights.copy_(of_rounds)
+                self.agent.evolve(anew, temperature=temperature, generations=self.args.table_generations)
+                self.agent.save(self.args.out / f"world_models_{temperature}{'_anew' if anew else ''}.zip")
+                self.row(temperature, anew)
 
     def begin(self) -> None:
         """Random play, all stages, and C's line of the table."""
@@ -121,22 +134,26 @@ class TakeCover:
         self.evaluated(0, random)
         self.learn()
         self.write()
-        real = self.row(self.settings["temperature"])["real"]
+        real = self.row(self.settings["temperature"], anew=False)["real"]
         self.evaluated(self.agent.num_timesteps * self.agent.action_repeat, real)
 
     def go_on(self) -> None:
         """Take over what a run that was stopped within the table has found."""
         for name in ("random", "env_steps", "return_mean", "return_std", "table", "costs", "episodes_collected"):
             self.data[name] = self.earlier[name]
-        self.data["commit"] = " and ".join(dict.fromkeys([self.earlier["commit"], self.data["commit"]]))
-        self.started -= self.earlier["wall_clock_s"]
-        self.processor_s = self.earlier["processor_s"]
 
     def learn(self) -> None:
         """Collect, V, M, and C at the preset's temperature."""
         agent, out = self.agent, self.args.out
         agent.set_logger(configure(str(out), ["csv"]))
-        agent.learn(self.args.decisions - agent.num_timesteps, log_interval=1, reset_num_timesteps=not self.args.resume)
+        every = self.args.decisions // agent.iterations
+        noted = EveryNTimesteps(every, ConvertCallback(self.noted))
+        agent.learn(
+            self.args.decisions - agent.num_timesteps,
+            [CheckpointEvery(self.rounds, every), noted],
+            log_interval=1,
+            reset_num_timesteps=not self.args.resume,
+        )
         agent.save(out / "world_models.zip", include=["replay_buffer"])
         self.data["costs"] = agent.costs
         self.data["episodes_collected"] = agent._episode_num
@@ -144,17 +161,24 @@ class TakeCover:
         plot_dreams(out / "dreams.png", agent)
         plot_evolution(out / "evolution.png", agent.history, f"C in the dream, temperature {agent.temperature}")
 
+    def noted(self, *_: Any) -> bool:
+        """A callback: the result file, with what the run has cost so far."""
+        self.data["costs"] = self.agent.costs
+        self.write()
+        return True
+
     def evaluated(self, env_steps: int, real: dict[str, Any]) -> None:
         """A point of the run's curve: what is played at random, and C after all that it has learnt from."""
         for name, value in (("env_steps", env_steps), ("return_mean", real["mean"]), ("return_std", real["std"])):
             self.data[name].append(value)
         self.write()
 
-    def row(self, temperature: float) -> dict[str, Any]:
+    def row(self, temperature: float, anew: bool) -> dict[str, Any]:
         """One line of the table: C of this temperature in its dream and in the game."""
         dream, real = self.agent.dream(self.args.episodes), self.play(self.agent)
         row = {
             "temperature": temperature,
+            "anew": anew,
             "generations": len(self.agent.history),
             "cost": self.agent.costs["controller"],
             "dream": _summary(dream),

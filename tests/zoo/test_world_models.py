@@ -26,8 +26,8 @@ def test_take_cover_writes_its_table_and_pictures(tmp_path: Path) -> None:
     result = json.loads(path.read_text())
     assert result["complete"]
     assert result["decisions_collected"] == 160
-    assert [row["temperature"] for row in result["table"]] == [0.5, 1.15]
-    assert [row["generations"] for row in result["table"]] == [1, 2 * 2]
+    rows = [(row["anew"], row["temperature"], row["generations"]) for row in result["table"]]
+    assert rows == [(False, 0.5, 1), (False, 1.15, 2 * 2), (True, 0.5, 1), (True, 1.15, 1)]
     for row in result["table"]:
         assert len(row["real"]["returns"]) == len(row["dream"]["returns"]) == 2
         assert row["real"]["mean"] > 50  # the game lasts at least that long whatever one does
@@ -45,14 +45,43 @@ def test_take_cover_goes_on_within_its_table(tmp_path: Path) -> None:
     options += ["--set", *FEW, "n_envs=2"]
     path = take_cover.main([*options, "--temperatures", "1.15", "0.5"])
     unbroken = json.loads(path.read_text())
-    stopped = {**unbroken, "complete": False, "table": [row for row in unbroken["table"] if row["temperature"] == 1.15]}
+    stopped = {**unbroken, "complete": False, "table": unbroken["table"][1:2]}  # the C of the rounds
     path.write_text(json.dumps(stopped))
     again = json.loads(take_cover.main([*options, "--temperatures", "1.15", "0.5", "--resume"]).read_text())
     assert again["complete"]
     assert again["wall_clock_s"] > stopped["wall_clock_s"]
-    for one, other in zip(again["table"], unbroken["table"], strict=True):
-        assert (one["temperature"], one["generations"]) == (other["temperature"], other["generations"])
-        assert (one["dream"], one["real"]) == (other["dream"], other["real"])
+    assert_same_table(again["table"], unbroken["table"])
+
+
+def assert_same_table(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    for row, same in zip(one, other, strict=True):
+        for name in ("anew", "temperature", "generations", "dream", "real"):
+            assert row[name] == same[name], name
+
+
+def test_take_cover_goes_on_from_its_last_round_when_it_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("vizdoom")
+    options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--temperatures", "1.15"]
+    options += ["--set", *FEW, "n_envs=2"]
+    unbroken = json.loads(take_cover.main([*options, "--out", str(tmp_path / "unbroken")]).read_text())
+
+    memory_step = WorldModels._memory_step
+
+    def killed(agent: WorldModels) -> None:
+        if agent._iteration == 1:
+            raise MemoryError("killed in the second round")
+        memory_step(agent)
+
+    options += ["--out", str(tmp_path / "broken")]
+    monkeypatch.setattr(WorldModels, "_memory_step", killed)
+    with pytest.raises(MemoryError):
+        take_cover.main(options)
+    monkeypatch.setattr(WorldModels, "_memory_step", memory_step)
+    again = json.loads(take_cover.main([*options, "--resume"]).read_text())
+    assert_same_table(again["table"], unbroken["table"])
+    assert again["return_mean"] == unbroken["return_mean"]
 
 
 def test_rounds_and_one_pass_get_the_same_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
