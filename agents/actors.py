@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from wmgym.nets.distributions import TwoHot
+from wmgym.nets.distributions import TwoHot, one_hot
 from wmgym.nets.mlp import MLP, Activation, Init, Norm
 from wmgym.random import Noise
 from wmgym.spaces import action_size
@@ -147,11 +147,11 @@ class OneHot(NamedTuple):
         """A straight-through draw."""
         chosen = (self.log_probs.detach() + noise.gumbel(*self.log_probs.shape)).argmax(-1)
         probs = self.log_probs.exp()
-        return F.one_hot(chosen, probs.shape[-1]) + (probs - probs.detach())
+        return one_hot(chosen, probs.detach()) + (probs - probs.detach())
 
     def mode(self) -> Tensor:
         """The most probable choice."""
-        return F.one_hot(self.log_probs.argmax(-1), self.log_probs.shape[-1]).to(self.log_probs.dtype)
+        return one_hot(self.log_probs.argmax(-1), self.log_probs.detach())
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Log probability of a one-hot `action`."""

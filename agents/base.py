@@ -7,6 +7,7 @@ import math
 import time
 from abc import abstractmethod
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from agents.arguments import (
     check_spaces,
 )
 from agents.collecting import Collecting
-from agents.health import watch
+from agents.health import Checks
 from agents.interrupt import CONNECTION_LOST, InterruptGuard
 from agents.policy import Carry, WorldModelPolicy
 from wmgym.dream import DreamVecEnv, DreamVectorEnv
+from wmgym.nets.optim import set_rate
 from wmgym.random import TorchNoise
 from wmgym.real import make_vec, repeat_of
 from wmgym.worlds.base import SequenceBatch, World
@@ -197,7 +199,9 @@ class WorldModelAgent(Collecting):
         self.policy = self._plan_policy().to(self.device)
         self.policy.noise = TorchNoise(torch.Generator(self.device).manual_seed(self.seed + 1), self.device)
         self.optimizers = self._build_optimizers()
-        watch(self.optimizers)
+        self.checks = Checks()
+        self.checks.watch(self.optimizers)
+        self.perform: Callable[[SequenceBatch], dict[str, Tensor]] = self._update  # or what replays it
         self._base_rates = {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}
 
     @property
@@ -335,15 +339,14 @@ class WorldModelAgent(Collecting):
         batch = self.replay_buffer.sample(self.batch_size, self.batch_length, self.online_queue, self.device)
         self.policy.set_training_mode(True)
         with self._skipping_spoilt():
-            for name, value in self._update(batch).items():
+            for name, value in self.perform(batch).items():
                 self._metrics[name].append(value.detach())
 
     def _set_learning_rates(self) -> None:
         first = self.lr_schedule(1.0)
         factor = self.lr_schedule(self._current_progress_remaining) / first if first else 1.0
         for name, optimizer in self.optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self._base_rates[name] * factor * self._warmup()
+            set_rate(optimizer, self._base_rates[name] * factor * self._warmup())
 
     def _warmup(self) -> float:
         """Factor on the learning rates at this update."""

@@ -29,7 +29,6 @@ from agents.actors import Actor, Critic
 from agents.arguments import passed_on
 from agents.dreamer import ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
-from agents.health import require_finite
 from agents.imagination import ReturnRange, Rollout, frozen, lambda_returns, matmul_precision
 from agents.policy import WorldModelPolicy
 from wmgym.nets.coders import CoderConfig
@@ -150,7 +149,7 @@ class DreamerV3(Dreamer):
         losses["repval"] = self.repval_scale * self._replay_value_loss(
             self.world.features(states), first_return, batch.reward[last], batch.is_first[last], batch.is_terminal[last]
         )
-        require_finite({f"{name} loss": loss for name, loss in losses.items()})
+        self.checks.require_finite({f"{name} loss": loss for name, loss in losses.items()})
         self._descend_all(world_loss.total + torch.stack(list(losses.values())).sum())
         polyak_update(self.policy.critic.parameters(), self.policy.slow_critic.parameters(), self.slow_rate)
         parts = {f"{name}_loss": loss for name, loss in losses.items()}

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -45,20 +45,53 @@ def require_finite(values: Mapping[str, Tensor]) -> None:
         raise NotFiniteError(f"the {name} is {number}")
 
 
-def watch(optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-    """Let optimisers refuse to step along a gradient that is not finite.
+class Checks:
+    """Looks for NaN and infinity in an update.
 
-    Raises:
-        NotFiniteError: from `optimizer.step()`, before anything has changed.
+    Attributes:
+        spoilt: None: what is not finite ends the update at once. A scalar: nothing may be read back from the device
+            (`agents.captured`); it becomes 1.0 there, and optimisers then leave their weights as they are.
+
+    Example:
+        >>> checks = Checks()
+        >>> checks.spoilt = torch.zeros(())
+        >>> checks.require_finite({"loss": torch.tensor(float("inf"))})
+        >>> checks.spoilt
+        tensor(1.)
     """
-    for name, optimizer in optimizers.items():
-        optimizer.register_step_pre_hook(partial(_require_finite_gradients, name))
 
+    spoilt: Tensor | None = None
 
-def _require_finite_gradients(name: str, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if gradients and not torch.isfinite(get_total_norm(gradients, foreach=True)):
-        raise NotFiniteError(f"the gradient of the {name} is NaN or infinite")
+    def watch(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        """Let optimisers refuse to step along a gradient that is not finite, before anything has changed."""
+        for name, optimizer in optimizers.items():
+            optimizer.register_step_pre_hook(partial(self._before_step, name))
+
+    def require_finite(self, values: Mapping[str, Tensor]) -> None:
+        """Check scalars.
+
+        Raises:
+            NotFiniteError: see `require_finite`; not while `spoilt` is a scalar.
+        """
+        if self.spoilt is None:
+            require_finite(values)
+        else:
+            self._note(torch.stack([value.detach().float() for value in values.values()]))
+
+    def _before_step(self, name: str, optimizer: Any, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return
+        norm = get_total_norm(gradients, foreach=True)
+        if self.spoilt is not None:
+            self._note(norm)
+            optimizer.found_inf = self.spoilt  # PyTorch's own name for it
+        elif not torch.isfinite(norm):
+            raise NotFiniteError(f"the gradient of the {name} is NaN or infinite")
+
+    def _note(self, numbers: Tensor) -> None:
+        assert self.spoilt is not None
+        self.spoilt = torch.maximum(self.spoilt, (~torch.isfinite(numbers)).any().float())
 
 
 class Healthy(Storable):
@@ -68,6 +101,7 @@ class Healthy(Storable):
     and what comes after is left out.
     """
 
+    checks: Checks
     noise: Noise
     clip: float
     """Largest gradient norm of each network."""
@@ -78,14 +112,14 @@ class Healthy(Storable):
     def _world_loss(self, batch: SequenceBatch) -> WorldLoss:
         """The world's loss on a batch, every part of it finite."""
         loss = self.policy.world.loss(batch, self.noise)
-        require_finite(
+        self.checks.require_finite(
             {f"world's {name} loss": part for name, part in loss.parts.items()} | {"world's loss": loss.total}
         )
         return loss
 
     def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:
         """One optimiser step on `loss`; returns the gradient's norm before clipping."""
-        require_finite({f"{name} loss": loss})
+        self.checks.require_finite({f"{name} loss": loss})
         self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), self.clip, foreach=True)
@@ -99,7 +133,7 @@ class Healthy(Storable):
         Raises:
             DivergedError: after `max_skipped_updates` in a row, when the agent has been saved.
         """
-        buffers = _floating_buffers(self.policy)  # normalisers move before the losses that they scale are checked
+        buffers = floating_buffers(self.policy)  # normalisers move before the losses that they scale are checked
         before = {name: buffer.clone() for name, buffer in buffers.items()}
         try:
             yield
@@ -115,8 +149,29 @@ class Healthy(Storable):
         self._skipped_updates += 1
         self._skipped_in_a_row += 1
         log.warning("Update %d left out: %s.", self._n_updates + 1, fault)
-        if self._skipped_in_a_row < self.max_skipped_updates:
+        if self._skipped_in_a_row >= self.max_skipped_updates:
+            self._give_up(fault)
+
+    def note_skipped(self, count: int, in_a_row: int) -> None:
+        """What a device has noted (`agents.captured`) of updates that were counted as if they had gone well.
+
+        Args:
+            count: spoilt updates since the last time.
+            in_a_row: how many the last ones are.
+
+        Raises:
+            DivergedError: see `_skipping_spoilt`.
+        """
+        if not count:
             return
+        self._n_updates -= count
+        self._skipped_updates += count
+        log.warning("%d updates before number %d were left out.", count, self._n_updates + 1)
+        self._skipped_in_a_row = in_a_row
+        if in_a_row >= self.max_skipped_updates:
+            self._give_up(NotFiniteError("a number in it is NaN or infinite"))
+
+    def _give_up(self, fault: Exception) -> NoReturn:
         path = self.save(self._emergency_path("diverged"), include=["replay_buffer"])
         raise DivergedError(
             f"{self._skipped_in_a_row} updates in a row were spoilt, the last one because {fault}. The agent with the "
@@ -125,5 +180,6 @@ class Healthy(Storable):
         ) from fault
 
 
-def _floating_buffers(module: nn.Module) -> dict[str, Tensor]:
+def floating_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Running averages and the like, by name."""
     return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}

@@ -162,19 +162,20 @@ class ReturnRange(nn.Module):
         90.0
     """
 
+    shares: Tensor
     low: Tensor
     high: Tensor
 
     def __init__(self, rate: float = 0.01, minimum: float = 1.0) -> None:
         super().__init__()
         self.rate, self.minimum = rate, minimum
+        self.register_buffer("shares", torch.tensor([0.05, 0.95]), persistent=False)
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
 
     def update(self, returns: Tensor) -> Tensor:
         """Take new returns in and give the scale, a scalar without gradient."""
-        quantiles = torch.tensor([0.05, 0.95], device=returns.device)
-        low, high = torch.quantile(returns.detach().flatten(), quantiles)
+        low, high = torch.quantile(returns.detach().flatten(), self.shares)
         self.low.lerp_(low, self.rate)
         self.high.lerp_(high, self.rate)
         return (self.high - self.low).clamp(min=self.minimum)

@@ -26,7 +26,6 @@ from agents.actors import Actor
 from agents.arguments import check_range, check_whole
 from agents.base import WorldModelAgent
 from agents.critics import CriticEnsemble
-from agents.health import require_finite
 from agents.imagination import ReturnRange, frozen
 from agents.plannable import Shared, plannable
 from agents.planners import MPPI
@@ -286,7 +285,7 @@ class TDMPC2(WorldModelAgent):
 
     def _descend_model(self, loss: Tensor) -> Tensor:
         """One step of world and critics; the decoder, from which nothing learns, has no part in the clipping."""
-        require_finite({"world's and critics' loss": loss})
+        self.checks.require_finite({"world's and critics' loss": loss})
         for name in ("encoder", "model"):
             self.optimizers[name].zero_grad(set_to_none=True)
         loss.backward()

@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 
 from agents import Dreamer, DreamerV1, DreamerV2, DreamerV3
+from agents.captured import capture_updates
 from benchmarks.serving import ACTION, STATE, Spec, Update, serve
 from wmgym.worlds.base import SequenceBatch
 from wmgym.worlds.rssm import RSSMConfig
@@ -33,7 +34,7 @@ def build(spec: Spec) -> Update:
     batch = make_batch(spec)
     trained = {id(p): p.numel() for o in agent.optimizers.values() for group in o.param_groups for p in group["params"]}
     agent.policy.set_training_mode(True)
-    return Update(lambda: agent._update(batch), sum(trained.values()))
+    return Update(lambda: agent.perform(batch), sum(trained.values()))
 
 
 def make_agent(spec: Spec) -> Dreamer:
@@ -51,6 +52,8 @@ def make_agent(spec: Spec) -> Dreamer:
     )
     if spec.mode == "compiled":
         compile_steps(agent)
+    if spec.mode == "captured":
+        capture_updates(agent)
     return agent
 
 

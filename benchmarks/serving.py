@@ -48,7 +48,7 @@ class Spec:
         precision: "float32" or "bfloat16", of what the implementation can compute in it.
         threads: of torch.
         device: "cpu" or "cuda".
-        mode: "eager" or "compiled" (the steps of the recurrent loops).
+        mode: "eager", "compiled" (the steps of the recurrent loops) or "captured" (the whole update as a CUDA graph).
         defaults: the implementation's own precision and number of dreams instead of the ones asked for.
     """
 

@@ -32,6 +32,8 @@ from benchmarks.serving import PEERS, Spec, Worker, alternate, clock_of
 from wmgym.nets.precision import multiplies_bfloat16
 
 NAMES = {"dreamer": "Dreamer", "dreamer_v1": "DreamerV1", "dreamer_v2": "DreamerV2", "dreamer_v3": "DreamerV3"}
+CAPTURED = {"dreamer", "dreamer_v1", "dreamer_v3"}
+"""Those whose updates ask the host nothing (`agents.captured.CAPTURABLE`)."""
 RATIOS = {"peer": "ratio", "torchrl": "torchrl_ratio"}
 """How much faster ours is than sheeprl and than TorchRL, in a row of the result."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
@@ -61,6 +63,7 @@ def rows_beside_peers(shapes: list[tuple[int, int]], threads: list[int], device:
         for count in threads
         for spec, precision in [*beside, *alone]
         for mode in modes
+        if mode != "captured" or spec.agent in CAPTURED
     ]
 
 
@@ -158,7 +161,7 @@ def table(result: dict[str, Any]) -> str:
     """The rows in Markdown."""
     text = report.markdown(COLUMNS, [describe(row) for row in result["rows"]])
     if not torch.cuda.is_available():
-        text += "\n\n" + report.unmeasured_on_gpu("--device cuda --modes eager compiled")
+        text += "\n\n" + report.unmeasured_on_gpu("--device cuda --modes eager compiled captured")
     return text
 
 
@@ -183,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="+", default=["4x8", "16x64"], metavar="BxT")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--modes", nargs="+", default=["eager"], choices=["eager", "compiled"])
+    parser.add_argument("--modes", nargs="+", default=["eager"], choices=["eager", "compiled", "captured"])
     parser.add_argument("--only", nargs="+", default=[], help="rows that contain all these texts")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-peer", action="store_true")

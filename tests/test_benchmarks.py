@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from agents.captured import CAPTURABLE
 from benchmarks import recipe, replay, report, train, update
-from benchmarks.ours import build, compile_steps, make_agent, make_batch
+from benchmarks.ours import AGENTS, build, compile_steps, make_agent, make_batch
 from benchmarks.serving import Spec, Worker, alternate, flops, matrix_rate, timed
 
 TINY = Spec("dreamer_v3", "state", "1m", batch=2, length=3)
@@ -43,6 +44,12 @@ def test_no_row_is_called_bfloat16_where_ours_would_compute_in_float32(
     monkeypatch.setattr(update, "multiplies_bfloat16", lambda device: able)
     rows = update.rows_beside_peers([(4, 8)], [1], "cpu", ["eager"])
     assert {row.precision for row in rows} == ({"float32", "bfloat16"} if able else {"float32"})
+
+
+def test_only_updates_that_ask_the_host_nothing_are_captured() -> None:
+    rows = update.rows_beside_peers([(4, 8)], [1], "cuda", ["captured"])
+    assert {row.agent for row in rows} == update.CAPTURED
+    assert {AGENTS[name] for name in update.CAPTURED} == set(CAPTURABLE)
 
 
 def test_work_grows_with_the_batch_and_no_faster() -> None:

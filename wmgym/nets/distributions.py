@@ -141,6 +141,19 @@ class Gaussian(NamedTuple):
         return (self.std.log() + 1.4189385332046727).sum(-1)  # 0.5 ln(2 pi e)
 
 
+def one_hot(index: Tensor, like: Tensor) -> Tensor:
+    """Zeros in the shape `(..., C)` and type of `like`, and a one at each `index` `(...)`.
+
+    Unlike PyTorch's it does not look whether the numbers are in range, for which a device would have to wait.
+
+    Example:
+        >>> one_hot(torch.tensor([2, 0]), torch.rand(2, 3))
+        tensor([[0., 0., 1.],
+                [1., 0., 0.]])
+    """
+    return torch.zeros_like(like).scatter_(-1, index.unsqueeze(-1), 1.0)
+
+
 class Categoricals(NamedTuple):
     """A vector of one-hot latents: `log_probs` `(..., S, C)`."""
 
@@ -158,9 +171,9 @@ class Categoricals(NamedTuple):
     def sample(self, noise: Noise, temperature: float = 1.0) -> Tensor:
         """A straight-through draw `(..., S * C)`: one-hot forward, the probabilities' gradient backward."""
         perturbed = self.log_probs.detach() / temperature + noise.gumbel(*self.log_probs.shape)
-        one_hot = F.one_hot(perturbed.argmax(-1), self.log_probs.shape[-1]).to(self.log_probs.dtype)
+        chosen = one_hot(perturbed.argmax(-1), self.log_probs)
         probs = self.log_probs.exp()
-        return (one_hot + (probs - probs.detach())).flatten(-2)  # in this order the draw is one-hot to the last bit
+        return (chosen + (probs - probs.detach())).flatten(-2)  # in this order the draw is one-hot to the last bit
 
     def detach(self) -> Categoricals:
         """The distribution cut off from the graph."""

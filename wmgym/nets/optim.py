@@ -15,6 +15,15 @@ _PIECE = 1 << 15
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Set the learning rate of every group; where it is a tensor, in its place, which a captured update reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
 class LaProp(Optimizer):
     """Clips every gradient by the size of its tensor, normalises it by its running size, then adds momentum.
 
@@ -42,6 +51,10 @@ class LaProp(Optimizer):
         foreach: do each operation for all tensors at once, with no number read back from the device; None: everywhere
             but on a CPU, where it is faster to finish piece after piece that fits into the cache.
 
+    Attributes:
+        found_inf: as PyTorch's fused optimisers have it: while this scalar on the device is not 0, steps of all tensors
+            together change nothing. None: they always do.
+
     Raises:
         ValueError: if a setting is out of its range.
 
@@ -53,6 +66,8 @@ class LaProp(Optimizer):
         >>> weight.detach()
         tensor([0.9000, 0.9000])
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -130,20 +145,26 @@ class LaProp(Optimizer):
         updates, squares, momentum = (
             [self.state[p][name] for p in params] for name in ("updates", "squares", "momentum")
         )
-        beta1, beta2 = group["betas"]
         gradients = _clipped(params, group["clip"], group["min_norm"])
-        torch._foreach_add_(updates, 1)
+        beta1, beta2 = group["betas"]
+        keep1, keep2, rate, counted = beta1, beta2, group["lr"], torch.ones_like(updates[0])
+        if self.found_inf is not None:
+            counted = 1.0 - self.found_inf
+            gradients = [torch.where(counted > 0, gradient, 0.0) for gradient in gradients]
+            keep1, keep2, rate = beta1**counted, beta2**counted, rate * counted
+        torch._foreach_add_(updates, counted, alpha=1)  # without alpha PyTorch reads the number back
+        seen: Any = list(torch._foreach_clamp_min(updates, 1.0))
 
-        torch._foreach_mul_(squares, beta2)
+        torch._foreach_mul_(squares, keep2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        scale = torch._foreach_div(squares, _correction(beta2, updates))
+        scale = torch._foreach_div(squares, _correction(beta2, seen))
         torch._foreach_sqrt_(scale)
         torch._foreach_add_(scale, group["eps"])
 
-        torch._foreach_mul_(momentum, beta1)
+        torch._foreach_mul_(momentum, keep1)
         torch._foreach_addcdiv_(momentum, gradients, scale, 1 - beta1)
-        change = torch._foreach_div(momentum, _correction(beta1, updates))
-        torch._foreach_mul_(change, group["lr"])
+        change = torch._foreach_div(momentum, _correction(beta1, seen))
+        torch._foreach_mul_(change, rate)
         torch._foreach_sub_(params, change)
 
 
@@ -192,7 +213,7 @@ def _shrinks(params: list[Tensor], clip: float, min_norm: float) -> list[float]:
     return shrinks
 
 
-def _correction(beta: float, updates: list[Tensor]) -> list[Tensor]:
+def _correction(beta: float, updates: list[Tensor]) -> Any:
     """`1 - beta^t` of every tensor: the share of the average that is not its start at zero."""
     powers = torch._foreach_pow(beta, updates)
     torch._foreach_sub_(powers, 1)
