@@ -6,6 +6,8 @@ import importlib
 import importlib.util
 import sys
 
+from wmgym.allocator import keep_freed_memory
+
 COMMANDS = {
     "train": "train an agent and write its result file; the same command resumes a run that was interrupted",
     "enjoy": "play a trained agent, in the real environment or (--dream) inside a learned world",
@@ -39,4 +41,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -39,6 +39,7 @@ from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
 from agents.zoo.results import describe_commit, describe_origin, result_path, without_folders
+from wmgym.allocator import keep_freed_memory
 from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
 from wmgym.files import atomic_writer
 
@@ -350,4 +351,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

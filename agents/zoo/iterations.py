@@ -22,6 +22,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from agents.world_models import WorldModels
 from agents.zoo.demo import RandomAgent
 from agents.zoo.results import describe_origin
+from wmgym.allocator import keep_freed_memory
 from wmgym.real import make_vec
 
 # Small enough for states: what the rounds share out is in `_SHARED`. With less weight on V's error its codes are too
@@ -111,4 +112,5 @@ def main(arguments: list[str] | None = None) -> list[Path]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     print(*main(), sep="\n")

@@ -24,6 +24,7 @@ import torch
 from agents.dreamer import flagship_world
 from agents.zoo.agent_files import load_agent
 from agents.zoo.trust import Corrigible, agent_policies
+from wmgym.allocator import keep_freed_memory
 from wmgym.dataset import load_dataset, record
 from wmgym.dream import load_model
 from wmgym.fit import fit_world
@@ -126,4 +127,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

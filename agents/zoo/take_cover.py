@@ -28,6 +28,7 @@ from agents.zoo.demo import RandomAgent
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
 from agents.zoo.results import describe_origin
 from agents.zoo.stage_plots import plot_dreams, plot_evolution, plot_reconstructions
+from wmgym.allocator import keep_freed_memory
 from wmgym.games import TAKE_COVER
 from wmgym.real import make_vec
 
@@ -229,4 +230,5 @@ def main(arguments: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     print(main())
