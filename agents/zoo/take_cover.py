@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import ConvertCallback, EveryNTimesteps
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, make_output_format
 
 from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.world_models import WorldModels
@@ -62,6 +62,7 @@ class TakeCover:
         self.started = time.time() - self.earlier.get("wall_clock_s", 0.0)
         self.processor_s = self.earlier.get("processor_s", 0.0)
         self.agent = self.first_agent()
+        self.agent.set_logger(self.logger())
         self.data: dict[str, Any] = {
             "algo": "world_models",
             "preset": "default",
@@ -96,6 +97,13 @@ class TakeCover:
         lengths = ("vision_updates", "together_updates", "memory_updates", "generations")
         changed = {name: self.settings[name] for name in lengths}
         return WorldModels.load(path, device="cpu", interrupt_folder=self.args.out, **changed)
+
+    def logger(self) -> Logger:
+        """Writes progress.csv; a run that goes on writes one of its own beside it."""
+        folder = self.args.out
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = f"-{len(list(folder.glob('progress*.csv')))}" if self.args.resume else ""
+        return Logger(str(folder), [make_output_format("csv", str(folder), suffix)])
 
     @property
     def rounds(self) -> Path:
@@ -146,7 +154,6 @@ class TakeCover:
     def learn(self) -> None:
         """Collect, V, M, and C at the preset's temperature."""
         agent, out = self.agent, self.args.out
-        agent.set_logger(configure(str(out), ["csv"]))
         every = self.args.decisions // agent.iterations
         noted = EveryNTimesteps(every, ConvertCallback(self.noted))
         agent.learn(

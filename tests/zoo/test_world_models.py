@@ -82,6 +82,9 @@ def test_take_cover_goes_on_from_its_last_round_when_it_was_killed(
     again = json.loads(take_cover.main([*options, "--resume"]).read_text())
     assert_same_table(again["table"], unbroken["table"])
     assert again["return_mean"] == unbroken["return_mean"]
+    stages = [(tmp_path / "broken" / f"{name}.csv").read_text() for name in ("progress", "progress-1")]
+    assert "together 2/2" in stages[0]  # what was logged before it was killed is still there
+    assert "controller 1/1" in stages[1]  # of the table
 
 
 def test_rounds_and_one_pass_get_the_same_decisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
