@@ -199,8 +199,7 @@ class WorldModelAgent(Collecting):
         self.policy = self._plan_policy().to(self.device)
         self.policy.noise = TorchNoise(torch.Generator(self.device).manual_seed(self.seed + 1), self.device)
         self.optimizers = self._build_optimizers()
-        self.checks = Checks()
-        self.checks.watch(self.optimizers)
+        self.checks = Checks(self.optimizers)
         self.perform: Callable[[SequenceBatch], dict[str, Tensor]] = self._update  # or what replays it
         self._base_rates = {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}
 

@@ -48,22 +48,23 @@ def require_finite(values: Mapping[str, Tensor]) -> None:
 class Checks:
     """Looks for NaN and infinity in an update.
 
+    Args:
+        optimizers: by name; they refuse to step along a gradient that is not finite, before anything has changed.
+
     Attributes:
         spoilt: None: what is not finite ends the update at once. A scalar: nothing may be read back from the device
             (`agents.captured`); it becomes 1.0 there, and optimisers then leave their weights as they are.
 
     Example:
-        >>> checks = Checks()
+        >>> checks = Checks({})
         >>> checks.spoilt = torch.zeros(())
         >>> checks.require_finite({"loss": torch.tensor(float("inf"))})
         >>> checks.spoilt
         tensor(1.)
     """
 
-    spoilt: Tensor | None = None
-
-    def watch(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
-        """Let optimisers refuse to step along a gradient that is not finite, before anything has changed."""
+    def __init__(self, optimizers: Mapping[str, torch.optim.Optimizer]) -> None:
+        self.spoilt: Tensor | None = None
         for name, optimizer in optimizers.items():
             optimizer.register_step_pre_hook(partial(self._before_step, name))
 
