@@ -139,7 +139,7 @@ class Collecting(Healthy):
 
     def _hold_on(self, draw: Tensor, begins: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Go on holding what is held, and begin with `draw` where else it `begins`: actions, and where one is held."""
-        length = 1 + (self.policy.noise.uniform(self.n_envs) * self.hold).long().cpu().numpy()
+        length = self._hold_lengths().cpu().numpy()
         if self._held is None or len(self._held[1]) != self.n_envs:
             self._held = draw, np.zeros(self.n_envs, np.int64)
         held, left = self._held
@@ -148,6 +148,10 @@ class Collecting(Healthy):
         held = torch.where(torch.as_tensor(going, device=draw.device)[:, None], held, draw)
         self._held = held, np.maximum(left - 1, 0)
         return held, left > 0
+
+    def _hold_lengths(self) -> Tensor:
+        """For how many decisions actions that are drawn now are held, `(n_envs,)` int64."""
+        return 1 + (self.policy.noise.uniform(self.n_envs) * self.hold).long()
 
     def _tell_faults(self, infos: list[dict[str, Any]]) -> None:
         """Log and count what went wrong in the environments (`wmgym.guarded`, `wmgym.supervised`)."""

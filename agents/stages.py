@@ -29,6 +29,7 @@ class StagedAgent(WorldModelAgent):
     """
 
     iterations: int
+    first_decisions: int | None
     vision_updates: int
     together_updates: int
     memory_updates: int
@@ -38,6 +39,8 @@ class StagedAgent(WorldModelAgent):
         "_iteration", "_stage", "_stage_step", "_begun", "_joined", "_best_score", "evolution_steps", "history", "costs"
     )  # fmt: skip
     """What of the state is JSON."""
+    _OF_EPISODES = ("_wandering", "_longest")
+    """Tensors `(n_envs, ...)` of the episodes that are being collected, or None."""
 
     def _begin_stages(self) -> None:
         """The state before anything was done."""
@@ -50,6 +53,7 @@ class StagedAgent(WorldModelAgent):
         self._first_weights: Tensor | None = None  # where this stage's evolution began
         self._codes_state: dict[str, Any] | None = None  # of M's sampling
         self._wandering: Tensor | None = None  # (n_envs, N) from C's parameters to those that act
+        self._longest: Tensor | None = None  # (n_envs,) holds of random actions
 
     @abstractmethod
     def _vision_step(self) -> None:
@@ -101,8 +105,7 @@ class StagedAgent(WorldModelAgent):
             self._last_obs = self.env.reset()  # type: ignore[assignment]  # never a tuple: check_spaces refused those
             self._last_episode_starts = np.ones(self.n_envs, bool)
             self._begin_episodes()
-        share = (self._iteration + 1) / self.iterations
-        target = self._begun + math.ceil((total_timesteps - self._begun) * share)
+        target = self._begun + self._share(total_timesteps - self._begun)
         while self._stage == STAGES[0] and self.num_timesteps < target:
             with self._timed():
                 going_on = self._collect_step(callback, total_timesteps, log_interval)
@@ -111,6 +114,20 @@ class StagedAgent(WorldModelAgent):
         if self._stage == STAGES[0]:
             self._next_stage()
         return True
+
+    def decisions_of_round(self, decisions: int) -> int:
+        """How many of the procedure's `decisions` an iteration after the first takes, or the first if it is alone."""
+        return decisions if self.iterations == 1 else (decisions - self._first_of(decisions)) // (self.iterations - 1)
+
+    def _first_of(self, decisions: int) -> int:
+        if self.first_decisions is None or self.iterations == 1:
+            return math.ceil(decisions / self.iterations)
+        return min(self.first_decisions, decisions)
+
+    def _share(self, decisions: int) -> int:
+        """How many of the procedure's `decisions` are taken by the end of this iteration."""
+        first = self._first_of(decisions)
+        return first + math.ceil((decisions - first) * self._iteration / max(1, self.iterations - 1))
 
     def _fit(self, interrupt: InterruptGuard, log_interval: int | None) -> bool:
         """V, both, M and C; False when interrupted."""
@@ -187,8 +204,9 @@ class StagedAgent(WorldModelAgent):
             tensors["run/stages/told"] = torch.as_tensor(np.stack(self._told))
         if self._first_weights is not None:
             tensors["run/stages/first_weights"] = self._first_weights
-        if self._wandering is not None:
-            tensors["run/stages/wandering"] = self._wandering
+        for name in self._OF_EPISODES:
+            if getattr(self, name) is not None:
+                tensors[f"run/stages/{name.removeprefix('_')}"] = getattr(self, name)
         return facts, tensors
 
     def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
@@ -198,4 +216,5 @@ class StagedAgent(WorldModelAgent):
         self._codes_state = run["codes"]
         self._told = list(tensors["stages/told"].cpu().numpy()) if "stages/told" in tensors else []
         self._first_weights = tensors.get("stages/first_weights")
-        self._wandering = tensors.get("stages/wandering")
+        for name in self._OF_EPISODES:
+            setattr(self, name, tensors.get(f"stages/{name.removeprefix('_')}"))

@@ -76,6 +76,8 @@ class WorldModels(VisionMemoryAgent):
         bias: whether C has one.
         train_in: where C evolves, "dream" or "real".
         iterations: rounds of the procedure.
+        first_decisions: how many of `learn`'s decisions the first of them takes, the others share the rest; None: as
+            many as each other.
         generations: of CMA-ES in each.
         population: candidates in a generation.
         rollouts: episodes that a candidate is judged by.
@@ -90,6 +92,8 @@ class WorldModels(VisionMemoryAgent):
         real_envs: processes in which C's real episodes run, when `env` is an id; 0: in the environment it has.
         exploration_noise: while C collects, deviation of the noise on continuous actions; for discrete ones the
             probability of a random one.
+        hold_by_episode: while actions are random, each episode has a longest hold of its own, from 1 to `hold` on a
+            logarithmic scale: some tremble throughout and some keep still.
         wander: while C collects, every episode is played by a neighbour of C, whose parameters are off by normal noise
             of a deviation drawn from [0, `wander`]: so M sees what evolution is going to try.
         options: the rest of `WorldModelAgent`'s arguments.
@@ -137,6 +141,7 @@ class WorldModels(VisionMemoryAgent):
         bias: bool = True,
         train_in: Literal["dream", "real"] = "dream",
         iterations: int = 1,
+        first_decisions: int | None = None,
         generations: int = 100,
         population: int = 64,
         rollouts: int = 16,
@@ -150,6 +155,7 @@ class WorldModels(VisionMemoryAgent):
         starts: Literal["episode", "any"] = "episode",
         real_envs: int = 2,
         exploration_noise: float = 0.1,
+        hold_by_episode: bool = False,
         wander: float = 0.0,
         **options: Any,
     ) -> None:
@@ -166,7 +172,8 @@ class WorldModels(VisionMemoryAgent):
         self.sigma, self.weight_decay = sigma, weight_decay
         self.evaluate_every, self.evaluate_rollouts = evaluate_every, evaluate_rollouts
         self.temperature, self.ends, self.dream_horizon, self.starts = temperature, ends, dream_horizon, starts
-        self.real_envs, self.exploration_noise, self.wander = real_envs, exploration_noise, wander
+        self.real_envs, self.exploration_noise = real_envs, exploration_noise
+        self.first_decisions, self.hold_by_episode, self.wander = first_decisions, hold_by_episode, wander
         self._check_own_arguments()
         self._begin_stages()
         self._evolution: Evolution | None = None
@@ -188,7 +195,7 @@ class WorldModels(VisionMemoryAgent):
         least = dict.fromkeys(("vision_batch", "iterations", "rollouts", "dream_horizon", "evaluate_every"), 1)
         least |= {"components": 1, "together_updates": 0, "together_length": 2}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
-        check_whole(self, least)
+        check_whole(self, least | ({} if self.first_decisions is None else {"first_decisions": 1}))
         check_range(self, ("temperature", "exploration_noise", "wander", "sigma"))
 
     # -- networks ---------------------------------------------------------------------------------------------
@@ -237,6 +244,17 @@ class WorldModels(VisionMemoryAgent):
             self._wandering = drawn
         self._wandering = torch.where(is_first[:, None], drawn, self._wandering)
         return self._wandering
+
+    def _hold_lengths(self) -> Tensor:
+        if not self.hold_by_episode:
+            return super()._hold_lengths()
+        noise = self.policy.noise
+        drawn = self.hold ** noise.uniform(self.n_envs)
+        if self._longest is None or len(self._longest) != self.n_envs:
+            self._longest = drawn
+        first = torch.as_tensor(self._last_episode_starts, device=self.device)
+        self._longest = torch.where(first, drawn, self._longest)
+        return 1 + (noise.uniform(self.n_envs) * self._longest).long()
 
     # -- C ----------------------------------------------------------------------------------------------------
 

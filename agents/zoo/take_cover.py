@@ -154,7 +154,7 @@ class TakeCover:
     def learn(self) -> None:
         """Collect, V, M, and C at the preset's temperature."""
         agent, out = self.agent, self.args.out
-        every = self.args.decisions // agent.iterations
+        every = max(1, agent.decisions_of_round(self.args.decisions))
         noted = EveryNTimesteps(every, ConvertCallback(self.noted))
         agent.learn(
             self.args.decisions - agent.num_timesteps,

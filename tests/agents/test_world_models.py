@@ -221,6 +221,47 @@ def test_wandering_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     assert_same(saved.learn(47, reset_num_timesteps=False), unbroken)
 
 
+def test_the_first_round_can_take_more_decisions_than_the_others() -> None:
+    agent = tiny("CartPole-v1", iterations=3, generations=1, first_decisions=80)
+    stages: list[tuple[int, int]] = []
+    fit = agent._fit
+    agent._fit = lambda *args: stages.append((agent._iteration, agent.num_timesteps)) or fit(*args)
+    agent.learn(120)
+    assert stages == [(0, 80), (1, 100), (2, 120)]
+    alone = tiny("CartPole-v1", iterations=1, generations=1, first_decisions=80)
+    assert alone.learn(120).num_timesteps == 120
+
+
+def test_some_random_episodes_tremble_and_some_keep_still() -> None:
+    agent = tiny("Pendulum-v1", n_envs=8, hold=100, hold_by_episode=True, generations=1)
+    actions: list[np.ndarray] = []
+
+    def seen(*_: Any) -> bool:
+        actions.append(agent._carry.action[:, 0].numpy().copy())
+        return True
+
+    agent.learn(8 * 200, callback=seen)  # an episode each
+    changes = (np.diff(np.stack(actions), axis=0) != 0).mean(0)
+    assert changes.max() > 0.3
+    assert changes.min() < 0.06
+
+
+def test_holds_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
+    changes = {"generations": 1, "hold": 20, "hold_by_episode": True}
+    unbroken = tiny("CartPole-v1", **changes).learn(90)
+    agent = tiny("CartPole-v1", **changes, interrupt_folder=tmp_path)
+
+    def interrupt(*_: Any) -> bool:
+        if agent.num_timesteps == 43:
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(90, callback=interrupt)
+    saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
+    assert_same(saved.learn(47, reset_num_timesteps=False), unbroken)
+
+
 def test_codes_that_m_foretells_are_not_drawn_back_to_the_standard_normal() -> None:
     agent = tiny(iterations=2, together_updates=4, together_length=4, generations=2)
     agent.learn(80)
