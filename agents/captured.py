@@ -10,8 +10,9 @@ they are, and the host looks every `LOOK` updates whether that has happened.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -138,7 +139,7 @@ class CapturedUpdate:
     def _take(self, batch: SequenceBatch) -> None:
         """The batch into the memory that the recording reads."""
         if self._batch is None:
-            self._batch = _copy(batch)
+            self._batch = copy.deepcopy(batch)
         for kept, new in zip(_tensors(self._batch), _tensors(batch), strict=True):
             kept.copy_(new, non_blocking=True)
 
@@ -167,10 +168,3 @@ class CapturedUpdate:
 
 def _tensors(batch: SequenceBatch) -> list[Tensor]:
     return [*batch.observation.values(), batch.action, batch.reward, batch.is_first, batch.is_terminal]
-
-
-def _copy(batch: SequenceBatch) -> SequenceBatch:
-    parts: dict[str, Any] = {"observation": {key: value.clone() for key, value in batch.observation.items()}}
-    for name in ("action", "reward", "is_first", "is_terminal"):
-        parts[name] = getattr(batch, name).clone()
-    return SequenceBatch(**parts)

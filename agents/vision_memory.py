@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from agents.imagination import matmul_precision
 from agents.latents import code_of, latent_replay
 from agents.stages import StagedAgent
+from wmgym.nets.optim import set_rate
 from wmgym.replay import SequenceReplay
 from wmgym.worlds.base import SequenceBatch
 from wmgym.worlds.mdn_rnn import MDNRNN
@@ -75,14 +76,12 @@ class VisionMemoryAgent(StagedAgent):
         return self._codes
 
     def _set_vision_rate(self) -> None:
-        for group in self.optimizers["vision"].param_groups:
-            group["lr"] = self.lr_schedule(1.0) * self.vision_decay**self._stage_step
+        set_rate(self.optimizers["vision"], self.lr_schedule(1.0) * self.vision_decay**self._stage_step)
 
     def _set_memory_rate(self) -> None:
         least = min(1e-5, self.memory_learning_rate)
         rate = least + (self.memory_learning_rate - least) * self.memory_decay**self._stage_step
-        for group in self.optimizers["memory"].param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizers["memory"], rate)
 
     def _descend_together(self, loss: Tensor, *names: str) -> None:
         for name in names:

@@ -27,13 +27,15 @@ from typing import Any
 
 import torch
 
+from agents.captured import CAPTURABLE
 from benchmarks import report
+from benchmarks.ours import AGENTS
 from benchmarks.serving import PEERS, Spec, Worker, alternate, clock_of
 from wmgym.nets.precision import multiplies_bfloat16
 
 NAMES = {"dreamer": "Dreamer", "dreamer_v1": "DreamerV1", "dreamer_v2": "DreamerV2", "dreamer_v3": "DreamerV3"}
-CAPTURED = {"dreamer", "dreamer_v1", "dreamer_v3"}
-"""Those whose updates ask the host nothing (`agents.captured.CAPTURABLE`)."""
+CAPTURED = {name for name, cls in AGENTS.items() if cls in CAPTURABLE}
+"""Those whose updates ask the host nothing."""
 RATIOS = {"peer": "ratio", "torchrl": "torchrl_ratio"}
 """How much faster ours is than sheeprl and than TorchRL, in a row of the result."""
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}

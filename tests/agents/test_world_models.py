@@ -204,21 +204,30 @@ def test_every_episode_of_a_later_round_is_played_by_a_neighbour_of_c() -> None:
     assert len(wandering[0].std(-1).unique()) == 3  # some go further than others
 
 
-def test_wandering_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
-    changes = {"iterations": 2, "generations": 2, "wander": 0.5}
-    unbroken = tiny("CartPole-v1", **changes).learn(120)
+@pytest.mark.parametrize(
+    ("decisions", "at", "changes"),
+    [
+        (120, 73, {"iterations": 2, "generations": 2, "wander": 0.5}),
+        (90, 43, {"generations": 1, "hold": 20, "hold_by_episode": True}),
+    ],
+    ids=["wandering", "holds"],
+)
+def test_collecting_goes_on_where_it_was_interrupted(
+    tmp_path: Path, decisions: int, at: int, changes: dict[str, Any]
+) -> None:
+    unbroken = tiny("CartPole-v1", **changes).learn(decisions)
     agent = tiny("CartPole-v1", **changes, interrupt_folder=tmp_path)
 
     def interrupt(*_: Any) -> bool:
-        if agent.num_timesteps == 73:
+        if agent.num_timesteps == at:
             signal.raise_signal(signal.SIGINT)
         return True
 
     with pytest.raises(KeyboardInterrupt):
-        agent.learn(120, callback=interrupt)
+        agent.learn(decisions, callback=interrupt)
     saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
-    assert (saved._stage, saved.num_timesteps) == ("collect", 73)
-    assert_same(saved.learn(47, reset_num_timesteps=False), unbroken)
+    assert (saved._stage, saved.num_timesteps) == ("collect", at)
+    assert_same(saved.learn(decisions - at, reset_num_timesteps=False), unbroken)
 
 
 def test_the_first_round_can_take_more_decisions_than_the_others() -> None:
@@ -244,22 +253,6 @@ def test_some_random_episodes_tremble_and_some_keep_still() -> None:
     changes = (np.diff(np.stack(actions), axis=0) != 0).mean(0)
     assert changes.max() > 0.3
     assert changes.min() < 0.06
-
-
-def test_holds_go_on_where_they_were_interrupted(tmp_path: Path) -> None:
-    changes = {"generations": 1, "hold": 20, "hold_by_episode": True}
-    unbroken = tiny("CartPole-v1", **changes).learn(90)
-    agent = tiny("CartPole-v1", **changes, interrupt_folder=tmp_path)
-
-    def interrupt(*_: Any) -> bool:
-        if agent.num_timesteps == 43:
-            signal.raise_signal(signal.SIGINT)
-        return True
-
-    with pytest.raises(KeyboardInterrupt):
-        agent.learn(90, callback=interrupt)
-    saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
-    assert_same(saved.learn(47, reset_num_timesteps=False), unbroken)
 
 
 def test_codes_that_m_foretells_are_not_drawn_back_to_the_standard_normal() -> None:

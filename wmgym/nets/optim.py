@@ -147,13 +147,15 @@ class LaProp(Optimizer):
         )
         gradients = _clipped(params, group["clip"], group["min_norm"])
         beta1, beta2 = group["betas"]
-        keep1, keep2, rate, counted = beta1, beta2, group["lr"], torch.ones_like(updates[0])
-        if self.found_inf is not None:
+        keep1, keep2, rate, seen = beta1, beta2, group["lr"], updates
+        if self.found_inf is None:
+            torch._foreach_add_(updates, 1)
+        else:
             counted = 1.0 - self.found_inf
             gradients = [torch.where(counted > 0, gradient, 0.0) for gradient in gradients]
             keep1, keep2, rate = beta1**counted, beta2**counted, rate * counted
-        torch._foreach_add_(updates, counted, alpha=1)  # without alpha PyTorch reads the number back
-        seen: Any = list(torch._foreach_clamp_min(updates, 1.0))
+            torch._foreach_add_(updates, counted, alpha=1)  # without alpha PyTorch reads the number back
+            seen = list(torch._foreach_clamp_min(updates, 1.0))
 
         torch._foreach_mul_(squares, keep2)
         torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
