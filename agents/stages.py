@@ -30,6 +30,7 @@ class StagedAgent(WorldModelAgent):
 
     iterations: int
     first_decisions: int | None
+    later_updates: float
     vision_updates: int
     together_updates: int
     memory_updates: int
@@ -39,8 +40,6 @@ class StagedAgent(WorldModelAgent):
         "_iteration", "_stage", "_stage_step", "_begun", "_joined", "_best_score", "evolution_steps", "history", "costs"
     )  # fmt: skip
     """What of the state is JSON."""
-    _OF_EPISODES = ("_wandering", "_longest")
-    """Tensors `(n_envs, ...)` of the episodes that are being collected, or None."""
 
     def _begin_stages(self) -> None:
         """The state before anything was done."""
@@ -52,8 +51,9 @@ class StagedAgent(WorldModelAgent):
         self._told: list[np.ndarray] = []  # fitnesses (P,) of this stage's generations
         self._first_weights: Tensor | None = None  # where this stage's evolution began
         self._codes_state: dict[str, Any] | None = None  # of M's sampling
-        self._wandering: Tensor | None = None  # (n_envs, N) from C's parameters to those that act
-        self._longest: Tensor | None = None  # (n_envs,) holds of random actions
+        # Of the episodes that are being collected, (n_envs, ...): "wandering" from C's parameters to those that act,
+        # the "longest" hold of random actions and their "odds".
+        self._habits: dict[str, Tensor] = {}
 
     @abstractmethod
     def _vision_step(self) -> None:
@@ -134,8 +134,8 @@ class StagedAgent(WorldModelAgent):
         work = {
             # Apart, V would draw codes that M foretells back to the standard normal, and spoil them.
             "vision": (self._vision_step, 0 if self._joined else self.vision_updates),
-            "together": (self._together_step, self.together_updates),
-            "memory": (self._memory_step, self.memory_updates),
+            "together": (self._together_step, math.ceil(self.together_updates * self._effort)),
+            "memory": (self._memory_step, math.ceil(self.memory_updates * self._effort)),
             "controller": (self._controller_step, self.generations),
         }
         while self._stage != STAGES[0]:
@@ -153,6 +153,11 @@ class StagedAgent(WorldModelAgent):
             self._finish_stage()
             self._next_stage()
         return True
+
+    @property
+    def _effort(self) -> float:
+        """This iteration's updates, as a share of the first's."""
+        return self.later_updates if self._iteration else 1.0
 
     def _seed_of(self, stream: int) -> int:
         """A seed for each purpose in each iteration, so that what is resumed draws what it would have drawn."""
@@ -192,6 +197,15 @@ class StagedAgent(WorldModelAgent):
         self._carry = Carry(self._carry.state, self._random_action())
         return self._carry.action
 
+    def _of_episode(self, name: str, drawn: Tensor) -> Tensor:
+        """What each environment's episode keeps to its end; `drawn` `(n_envs, ...)` where one begins."""
+        kept = self._habits.get(name)
+        if kept is None or len(kept) != self.n_envs:
+            kept = drawn
+        first = torch.as_tensor(self._last_episode_starts, device=drawn.device)
+        self._habits[name] = torch.where(first.view(-1, *[1] * (drawn.ndim - 1)), drawn, kept)
+        return self._habits[name]
+
     # -- in files ---------------------------------------------------------------------------------------------
 
     def _run_facts(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -204,9 +218,8 @@ class StagedAgent(WorldModelAgent):
             tensors["run/stages/told"] = torch.as_tensor(np.stack(self._told))
         if self._first_weights is not None:
             tensors["run/stages/first_weights"] = self._first_weights
-        for name in self._OF_EPISODES:
-            if getattr(self, name) is not None:
-                tensors[f"run/stages/{name.removeprefix('_')}"] = getattr(self, name)
+        for name, habit in self._habits.items():
+            tensors[f"run/stages/habits/{name}"] = habit
         return facts, tensors
 
     def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
@@ -216,5 +229,5 @@ class StagedAgent(WorldModelAgent):
         self._codes_state = run["codes"]
         self._told = list(tensors["stages/told"].cpu().numpy()) if "stages/told" in tensors else []
         self._first_weights = tensors.get("stages/first_weights")
-        for name in self._OF_EPISODES:
-            setattr(self, name, tensors.get(f"stages/{name.removeprefix('_')}"))
+        prefix = "stages/habits/"
+        self._habits = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}

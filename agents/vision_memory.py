@@ -76,12 +76,17 @@ class VisionMemoryAgent(StagedAgent):
         return self._codes
 
     def _set_vision_rate(self) -> None:
-        set_rate(self.optimizers["vision"], self.lr_schedule(1.0) * self.vision_decay**self._stage_step)
+        set_rate(self.optimizers["vision"], self.lr_schedule(1.0) * self.vision_decay**self._progress)
 
     def _set_memory_rate(self) -> None:
         least = min(1e-5, self.memory_learning_rate)
-        rate = least + (self.memory_learning_rate - least) * self.memory_decay**self._stage_step
+        rate = least + (self.memory_learning_rate - least) * self.memory_decay**self._progress
         set_rate(self.optimizers["memory"], rate)
+
+    @property
+    def _progress(self) -> float:
+        """Updates of this stage, as many as it would be in the first iteration: so all end with the same rates."""
+        return self._stage_step / max(self._effort, 1e-12)
 
     def _descend_together(self, loss: Tensor, *names: str) -> None:
         for name in names:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ class WorldModels(VisionMemoryAgent):
         iterations: rounds of the procedure.
         first_decisions: how many of `learn`'s decisions the first of them takes, the others share the rest; None: as
             many as each other.
+        later_updates: the others' updates of M, and of V and M together, as a share of the first's.
         generations: of CMA-ES in each.
         population: candidates in a generation.
         rollouts: episodes that a candidate is judged by.
@@ -92,8 +94,8 @@ class WorldModels(VisionMemoryAgent):
         real_envs: processes in which C's real episodes run, when `env` is an id; 0: in the environment it has.
         exploration_noise: while C collects, deviation of the noise on continuous actions; for discrete ones the
             probability of a random one.
-        hold_by_episode: while actions are random, each episode has a longest hold of its own, from 1 to `hold` on a
-            logarithmic scale: some tremble throughout and some keep still.
+        habits: while actions are random, each episode has a longest hold of its own, from 1 to `hold` on a logarithmic
+            scale, so that some tremble throughout and some keep still; discrete actions also have odds of their own.
         wander: while C collects, every episode is played by a neighbour of C, whose parameters are off by normal noise
             of a deviation drawn from [0, `wander`]: so M sees what evolution is going to try.
         options: the rest of `WorldModelAgent`'s arguments.
@@ -142,6 +144,7 @@ class WorldModels(VisionMemoryAgent):
         train_in: Literal["dream", "real"] = "dream",
         iterations: int = 1,
         first_decisions: int | None = None,
+        later_updates: float = 1.0,
         generations: int = 100,
         population: int = 64,
         rollouts: int = 16,
@@ -155,7 +158,7 @@ class WorldModels(VisionMemoryAgent):
         starts: Literal["episode", "any"] = "episode",
         real_envs: int = 2,
         exploration_noise: float = 0.1,
-        hold_by_episode: bool = False,
+        habits: bool = False,
         wander: float = 0.0,
         **options: Any,
     ) -> None:
@@ -173,7 +176,8 @@ class WorldModels(VisionMemoryAgent):
         self.evaluate_every, self.evaluate_rollouts = evaluate_every, evaluate_rollouts
         self.temperature, self.ends, self.dream_horizon, self.starts = temperature, ends, dream_horizon, starts
         self.real_envs, self.exploration_noise = real_envs, exploration_noise
-        self.first_decisions, self.hold_by_episode, self.wander = first_decisions, hold_by_episode, wander
+        self.first_decisions, self.later_updates = first_decisions, later_updates
+        self.habits, self.wander = habits, wander
         self._check_own_arguments()
         self._begin_stages()
         self._evolution: Evolution | None = None
@@ -196,7 +200,7 @@ class WorldModels(VisionMemoryAgent):
         least |= {"components": 1, "together_updates": 0, "together_length": 2}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least | ({} if self.first_decisions is None else {"first_decisions": 1}))
-        check_range(self, ("temperature", "exploration_noise", "wander", "sigma"))
+        check_range(self, ("temperature", "exploration_noise", "wander", "sigma", "later_updates"))
 
     # -- networks ---------------------------------------------------------------------------------------------
 
@@ -233,28 +237,26 @@ class WorldModels(VisionMemoryAgent):
         if not self.wander:
             return carry
         actor = self.policy.actor
-        weights = actor.weights + self._wander_on(is_first, len(actor.weights))
+        noise = self.policy.noise
+        drawn = self.wander * noise.uniform(self.n_envs, 1) * noise.normal(self.n_envs, len(actor.weights))
+        weights = actor.weights + self._of_episode("wandering", drawn)
         return Carry(carry.state, actor.act(self.world.features(carry.state), weights))
 
-    def _wander_on(self, is_first: Tensor, size: int) -> Tensor:
-        """How far off C's parameters those are that act, `(n_envs, N)`: drawn anew where an episode begins."""
-        noise = self.policy.noise
-        drawn = self.wander * noise.uniform(self.n_envs, 1) * noise.normal(self.n_envs, size)
-        if self._wandering is None or len(self._wandering) != self.n_envs:
-            self._wandering = drawn
-        self._wandering = torch.where(is_first[:, None], drawn, self._wandering)
-        return self._wandering
-
     def _hold_lengths(self) -> Tensor:
-        if not self.hold_by_episode:
+        if not self.habits:
             return super()._hold_lengths()
         noise = self.policy.noise
-        drawn = self.hold ** noise.uniform(self.n_envs)
-        if self._longest is None or len(self._longest) != self.n_envs:
-            self._longest = drawn
-        first = torch.as_tensor(self._last_episode_starts, device=self.device)
-        self._longest = torch.where(first, drawn, self._longest)
-        return 1 + (noise.uniform(self.n_envs) * self._longest).long()
+        longest = self._of_episode("longest", self.hold ** noise.uniform(self.n_envs))
+        return 1 + (noise.uniform(self.n_envs) * longest).long()
+
+    def _draw_action(self) -> Tensor:
+        if not self.habits or not isinstance(self.action_space, spaces.Discrete):
+            return super()._draw_action()
+        noise, size = self.policy.noise, int(self.action_space.n)
+        # From even odds to one choice nearly always.
+        odds = self._of_episode("odds", 4 * noise.uniform(self.n_envs, 1) * noise.normal(self.n_envs, size))
+        gumbel = -(-noise.uniform(self.n_envs, size).clamp(1e-12).log()).log()
+        return nn.functional.one_hot((odds + gumbel).argmax(-1), size).float()
 
     # -- C ----------------------------------------------------------------------------------------------------
 

@@ -190,7 +190,7 @@ def test_every_episode_of_a_later_round_is_played_by_a_neighbour_of_c() -> None:
     begun: list[np.ndarray] = []
 
     def seen(*_: Any) -> bool:
-        off.append(None if agent._wandering is None else agent._wandering.clone())
+        off.append(agent._habits.get("wandering"))
         begun.append(np.array(agent._last_episode_starts))  # the next decision is an episode's first
         return True
 
@@ -208,9 +208,9 @@ def test_every_episode_of_a_later_round_is_played_by_a_neighbour_of_c() -> None:
     ("decisions", "at", "changes"),
     [
         (120, 73, {"iterations": 2, "generations": 2, "wander": 0.5}),
-        (90, 43, {"generations": 1, "hold": 20, "hold_by_episode": True}),
+        (90, 43, {"generations": 1, "hold": 20, "habits": True}),
     ],
-    ids=["wandering", "holds"],
+    ids=["wandering", "habits"],
 )
 def test_collecting_goes_on_where_it_was_interrupted(
     tmp_path: Path, decisions: int, at: int, changes: dict[str, Any]
@@ -242,7 +242,7 @@ def test_the_first_round_can_take_more_decisions_than_the_others() -> None:
 
 
 def test_some_random_episodes_tremble_and_some_keep_still() -> None:
-    agent = tiny("Pendulum-v1", n_envs=8, hold=100, hold_by_episode=True, generations=1)
+    agent = tiny("Pendulum-v1", n_envs=8, hold=100, habits=True, generations=1)
     actions: list[np.ndarray] = []
 
     def seen(*_: Any) -> bool:
@@ -253,6 +253,36 @@ def test_some_random_episodes_tremble_and_some_keep_still() -> None:
     changes = (np.diff(np.stack(actions), axis=0) != 0).mean(0)
     assert changes.max() > 0.3
     assert changes.min() < 0.06
+
+
+def test_some_random_episodes_lean_to_one_choice_and_some_to_none() -> None:
+    agent = tiny("CartPole-v1", n_envs=200, habits=True, generations=1)
+    chosen: list[np.ndarray] = []
+    agent.learn(200 * 8, callback=lambda *_: chosen.append(agent._carry.action[:, 0].numpy().copy()) or True)
+    share = np.stack(chosen).mean(0)  # no pole falls within eight decisions
+    assert (share == 0).sum() > 20
+    assert (share == 1).sum() > 20
+    assert (abs(share - 0.5) < 0.2).sum() > 40
+    assert 0.4 < share.mean() < 0.6
+
+
+def test_later_rounds_can_do_a_share_of_the_updates() -> None:
+    changes: dict[str, Any] = {"iterations": 2, "together_updates": 4, "together_length": 4, "generations": 2}
+    agent = tiny(**changes, later_updates=0.5, memory_decay=0.5)
+    rates: list[tuple[str, int, int, float]] = []
+    step = agent._set_memory_rate
+
+    def noted() -> None:
+        step()
+        rates.append(
+            (agent._stage, agent._iteration, agent._stage_step, agent.optimizers["memory"].param_groups[0]["lr"])
+        )
+
+    agent._set_memory_rate = noted
+    agent.learn(80)
+    assert agent._n_updates == (6 + 4 + 6 + 2) + (2 + 3 + 2)
+    of_memory = [[row[3] for row in rates if row[:2] == ("memory", i)] for i in (0, 1)]
+    assert of_memory[1] == of_memory[0][::2]  # the rate falls as far, in fewer updates
 
 
 def test_codes_that_m_foretells_are_not_drawn_back_to_the_standard_normal() -> None:
