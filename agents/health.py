@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 
 from agents.storage import Storable
 from wmgym.random import Noise
-from wmgym.worlds.base import SequenceBatch, WorldLoss
+from wmgym.worlds.base import SequenceBatch, World, WorldLoss
 
 log = logging.getLogger("wmgym")
 
@@ -110,9 +110,9 @@ class Healthy(Storable):
     _skipped_updates = 0
     _skipped_in_a_row = 0
 
-    def _world_loss(self, batch: SequenceBatch) -> WorldLoss:
-        """The world's loss on a batch, every part of it finite."""
-        loss = self.policy.world.loss(batch, self.noise)
+    def _world_loss(self, batch: SequenceBatch, world: World | None = None) -> WorldLoss:
+        """The loss of the agent's world, or of another, on a batch, every part of it finite."""
+        loss = (world or self.policy.world).loss(batch, self.noise)
         self.checks.require_finite(
             {f"world's {name} loss": part for name, part in loss.parts.items()} | {"world's loss": loss.total}
         )

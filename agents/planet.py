@@ -12,11 +12,13 @@ There is no policy and no value: `predict` plans. The other dynamics and objecti
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.arguments import check_choices, check_range, check_whole
@@ -73,6 +75,8 @@ class PlaNet(WorldModelAgent):
         observation_overshooting: predictions up to so many steps ahead are trained on observations and rewards.
         global_prior: weight of the divergence from a fixed standard normal distribution.
         world_config: a whole world configuration, instead of the fourteen above; its kind is `dynamics`.
+        ema: decay of the running average of the learner's weights, which is the world that acts, dreams and is saved;
+            each update moves weights by more than a plan forgives. 0, as in the paper: the learner is the world.
         clip: largest gradient norm.
         options: the rest of `WorldModelAgent`'s arguments.
 
@@ -118,6 +122,7 @@ class PlaNet(WorldModelAgent):
         observation_overshooting: int = 0,
         global_prior: float = 0.0,
         world_config: RSSMConfig | None = None,
+        ema: float = 0.0,
         clip: float = 1000.0,
         **options: Any,
     ) -> None:
@@ -125,10 +130,12 @@ class PlaNet(WorldModelAgent):
         check_choices(self, {"dynamics": DYNAMICS, "planner": PLANNERS})
         self.seed_episodes, self.updates_per_episode = seed_episodes, updates_per_episode
         check_whole(self, {"seed_episodes": 0} | ({} if updates_per_episode is None else {"updates_per_episode": 1}))
-        self.exploration_noise, self.clip = exploration_noise, clip
+        self.exploration_noise, self.ema, self.clip = exploration_noise, ema, clip
         self.horizon, self.candidates, self.elites = horizon, candidates, elites
         self.iterations, self.warm_start, self.temperature = iterations, warm_start, temperature
         check_range(self, ["temperature"])
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema must be at least 0 and less than 1, not {ema}.")
         self.search = _search(planner, horizon, candidates, elites, iterations)
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.act, self.norm = act, norm
@@ -180,16 +187,22 @@ class PlaNet(WorldModelAgent):
         return DYNAMICS[self.dynamics](self.observation_space, self.action_space, self.world_config)  # type: ignore[arg-type]
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
-        return {}
+        return {"learner": deepcopy(world)} if self.ema else {}
 
     def _build_policy(self, world: World) -> WorldModelPolicy:
         return PlanningPolicy(
-            self.observation_space, self.action_space, world, self.search, self.warm_start, self.temperature
+            self.observation_space,
+            self.action_space,
+            world,
+            self.search,
+            self.warm_start,
+            self.temperature,
+            self._build_behaviour(world),
         )
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rate = self.lr_schedule(1.0)
-        return {"world": torch.optim.Adam(self.world.parameters(), rate, eps=1e-4, fused=True)}
+        return {"world": torch.optim.Adam(self.learner.parameters(), rate, eps=1e-4, fused=True)}
 
     # -- the algorithm ----------------------------------------------------------------------------------------
 
@@ -210,10 +223,24 @@ class PlaNet(WorldModelAgent):
             return super()._updates_earned()
         return self.updates_per_episode * float(self._last_episode_starts.sum())  # type: ignore[union-attr]
 
+    @property
+    def learner(self) -> World:
+        """What is trained: the world itself, or with `ema` that of which the world is the average."""
+        return self.policy.learner if self.ema else self.world
+
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
-        loss = self._world_loss(batch)
-        norm = self._descend("world", loss.total, self.world)
+        loss = self._world_loss(batch, self.learner)
+        norm = self._descend("world", loss.total, self.learner)
+        if self.ema:
+            self._average()
         return {**loss.parts, **loss.metrics, "world_grad_norm": norm}
+
+    def _average(self) -> None:
+        """Move the world towards the learner, at first faster: its earliest weights are soon forgotten."""
+        share = max(1 - self.ema, 9 / (10 + self._n_updates))
+        polyak_update(self.learner.parameters(), self.world.parameters(), share)
+        for mine, learnt in zip(self.world.buffers(), self.learner.buffers(), strict=True):
+            mine.copy_(learnt)
 
 
 def _search(name: str, horizon: int, candidates: int, elites: int, iterations: int | None) -> Planner:

@@ -39,6 +39,7 @@ class WorldModelPolicy(BasePolicy):
     actor: Any
     critic: Any
     slow_critic: Any
+    learner: Any
     return_range: Any
 
     def __init__(

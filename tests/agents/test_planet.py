@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "env": "test/Reach-v0", "updates_per_episode": None, "train_ratio": 8.0, "learning_starts": 40,
         "seed_episodes": 0,
     },
+    "average": {"ema": 0.9, "standardize": True},
 }  # fmt: skip
 
 
@@ -123,11 +124,35 @@ def test_every_dynamics_with_every_objective_learns_and_dreams(dynamics: str, tm
         ("seed_episodes", -1),
         ("updates_per_episode", 0),
         ("temperature", -0.5),
+        ("ema", 1.0),
     ],
 )
 def test_arguments_that_cannot_be_are_named(wrong: str, value: Any) -> None:
     with pytest.raises(ValueError, match=wrong):
         small(**{wrong: value})
+
+
+def test_the_world_is_the_average_of_what_learns() -> None:
+    agent = small(ema=0.9, standardize=True)
+    means, learner_weights = [], []
+    average = agent._average
+
+    def noted() -> None:
+        average()
+        learner_weights.append(torch.nn.utils.parameters_to_vector(agent.learner.parameters()).detach())
+        means.append(torch.nn.utils.parameters_to_vector(agent.world.parameters()).detach())
+
+    agent._average = noted
+    agent.learn(300)
+    assert len(means) == agent._n_updates > 50
+    expected = means[0]
+    for n, (mean, weights) in enumerate(zip(means[1:], learner_weights[1:]), start=1):
+        share = max(0.1, 9 / (10 + n))
+        expected = (1 - share) * expected + share * weights
+        torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(means[-1], learner_weights[-1])
+    for mine, learnt in zip(agent.world.buffers(), agent.learner.buffers(), strict=True):
+        assert torch.equal(mine, learnt)
 
 
 # -- acting ---------------------------------------------------------------------------------------------------
