@@ -131,11 +131,15 @@ class StagedAgent(WorldModelAgent):
 
     def _fit(self, interrupt: InterruptGuard, log_interval: int | None) -> bool:
         """V, both, M and C; False when interrupted."""
+
+        def share(updates: int) -> int:
+            return math.ceil(updates * self._effort)
+
         work = {
             # Apart, V would draw codes that M foretells back to the standard normal, and spoil them.
-            "vision": (self._vision_step, 0 if self._joined else self.vision_updates),
-            "together": (self._together_step, math.ceil(self.together_updates * self._effort)),
-            "memory": (self._memory_step, math.ceil(self.memory_updates * self._effort)),
+            "vision": (self._vision_step, 0 if self._joined else share(self.vision_updates)),
+            "together": (self._together_step, share(self.together_updates)),
+            "memory": (self._memory_step, share(self.memory_updates)),
             "controller": (self._controller_step, self.generations),
         }
         while self._stage != STAGES[0]:

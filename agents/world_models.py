@@ -79,7 +79,7 @@ class WorldModels(VisionMemoryAgent):
         iterations: rounds of the procedure.
         first_decisions: how many of `learn`'s decisions the first of them takes, the others share the rest; None: as
             many as each other.
-        later_updates: the others' updates of M, and of V and M together, as a share of the first's.
+        later_updates: the others' updates of V and M, as a share of the first's.
         generations: of CMA-ES in each.
         population: candidates in a generation.
         rollouts: episodes that a candidate is judged by.

@@ -281,6 +281,7 @@ def test_later_rounds_can_do_a_share_of_the_updates() -> None:
     agent._set_memory_rate = noted
     agent.learn(80)
     assert agent._n_updates == (6 + 4 + 6 + 2) + (2 + 3 + 2)
+    assert tiny(iterations=2, generations=2, later_updates=0.5).learn(80)._n_updates == (6 + 6 + 2) + (3 + 3 + 2)
     of_memory = [[row[3] for row in rates if row[:2] == ("memory", i)] for i in (0, 1)]
     assert of_memory[1] == of_memory[0][::2]  # the rate falls as far, in fewer updates
 
