@@ -86,7 +86,7 @@ class VisionMemoryAgent(StagedAgent):
     @property
     def _progress(self) -> float:
         """Updates of this stage, as many as it would be in the first iteration: so all end with the same rates."""
-        return self._stage_step / max(self._effort, 1e-12)
+        return self._stage_step / self._effort
 
     def _descend_together(self, loss: Tensor, *names: str) -> None:
         for name in names:

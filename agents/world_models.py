@@ -255,8 +255,7 @@ class WorldModels(VisionMemoryAgent):
         noise, size = self.policy.noise, int(self.action_space.n)
         # From even odds to one choice nearly always.
         odds = self._of_episode("odds", 4 * noise.uniform(self.n_envs, 1) * noise.normal(self.n_envs, size))
-        gumbel = -(-noise.uniform(self.n_envs, size).clamp(1e-12).log()).log()
-        return nn.functional.one_hot((odds + gumbel).argmax(-1), size).float()
+        return nn.functional.one_hot((odds + noise.gumbel(self.n_envs, size)).argmax(-1), size).float()
 
     # -- C ----------------------------------------------------------------------------------------------------
 
