@@ -75,8 +75,8 @@ class PlaNet(WorldModelAgent):
         observation_overshooting: predictions up to so many steps ahead are trained on observations and rewards.
         global_prior: weight of the divergence from a fixed standard normal distribution.
         world_config: a whole world configuration, instead of the fourteen above; its kind is `dynamics`.
-        ema: decay of the running average of the learner's weights, which is the world that acts, dreams and is saved;
-            each update moves weights by more than a plan forgives. 0, as in the paper: the learner is the world.
+        ema: decay of the running average of the learner's weights, which is the world that acts, dreams and is saved.
+            0, as in the paper: the learner is the world.
         clip: largest gradient norm.
         options: the rest of `WorldModelAgent`'s arguments.
 
