@@ -96,6 +96,21 @@ def test_take_cover() -> None:
     env.close()
 
 
+def test_distant_walls_of_take_cover_hold_still_and_hits_are_seen() -> None:
+    pytest.importorskip("vizdoom")
+    env = make_env("VizdoomTakeCover-v1", observation="pixels", action_repeat=4, seed=0)
+    env.reset(seed=2)
+    seen = np.stack([env.step(2 * (t // 6 % 2))[0] for t in range(24)]).astype(float)  # to and fro
+    rows = np.median(seen.mean(3), 2)  # (T, 64): of each row what is not monsters or fire
+    assert rows.std(0).max() < 8  # 14 where the game is drawn at 160x120
+    red, ended = False, False
+    while not ended:  # standing still
+        observation, _, ended, *_ = env.step(1)
+        red = red or np.median(observation[..., 0].astype(int) - observation[..., 1]) > 40
+    assert red
+    env.close()
+
+
 def test_take_cover_is_the_same_for_the_same_seed_and_can_be_restored() -> None:
     pytest.importorskip("vizdoom")
     one, two = (make_vec("VizdoomTakeCover-v1", seed=5, observation="pixels", action_repeat=4) for _ in range(2))
