@@ -86,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=2000, help="pictures that a state world's decoder learns from")
     parser.add_argument("--updates", type=int, default=1500, help="batches of them")
     args = parser.parse_args(arguments)
+    if args.out and Path(args.out).suffix != ".mp4":
+        parser.error(f"--out is the film's file and ends in .mp4, not {args.out}.")
     small = [film_one(each) for each in (of_suite(args) if args.suite else [args])]
     return 0 if all(small) else 1
 

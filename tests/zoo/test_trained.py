@@ -196,3 +196,9 @@ def test_the_card_tells_what_a_trust_report_begins_with_or_that_there_is_none(tr
     report = "# How far?\n\n- **How long:** 20 steps.\n- **Plans:** well.\n\n- environment: A\n\n## 1. So\n\n- **No**\n"
     text = card("pole", run, LARGEST, returns, returns, report)
     assert text.endswith("## Trust\n\n- **How long:** 20 steps.\n- **Plans:** well.\n")
+
+
+def test_record_says_at_once_that_a_film_is_an_mp4(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        record.main(["--model", "walker-walk", "--out", "films"])
+    assert "ends in .mp4, not films" in capsys.readouterr().err
