@@ -50,7 +50,7 @@ def doom_options(id: str, frame_skip: int) -> dict[str, Any]:
         "doom_config_path": str(Path(tempfile.gettempdir()) / "wmgym_vizdoom.ini"),
     }
     if id == TAKE_COVER:
-        # Red for a moment when hit, and nothing else tells of it; the Doom of the paper's time always did so.
+        # Red for a moment when one is hit, as Doom is by itself: nothing else that is shown tells of it.
         options["render_screen_flashes"] = True
         options["max_episode_steps"] = -(-TAKE_COVER_TICS // frame_skip)
     return options

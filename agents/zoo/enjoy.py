@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.zoo.film import write_film
+from agents.zoo.film import film_path, write_film
 from agents.zoo.loading import Trained, add_arguments, load_trained
 from agents.zoo.manager import EVALUATION_SEED
 from agents.zoo.report import Returns
@@ -73,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--dream", nargs="?", const="", metavar="WORLD", help="play inside this world (default: its own)"
     )
     parser.add_argument("--stochastic", action="store_true", help="draw actions instead of taking the likeliest")
-    parser.add_argument("--film", help="write what is seen to this mp4")
+    parser.add_argument("--film", type=film_path, help="write what is seen to this mp4")
     return parser
 
 
@@ -92,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"episode {number}: {value:.1f}")
     print(f"{type(trained.agent).__name__} in {where}: {returns} over {len(returns.values)} episodes")
     if args.film and frames:
-        print(f"Wrote {write_film(Path(args.film), frames, fps=25)}.")
+        print(f"Wrote {write_film(args.film, frames, fps=25)}.")
     return 0
 
 

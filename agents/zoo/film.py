@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,13 @@ from wmgym.worlds.base import State
 
 _HEADER, _GAP, _MARGIN, _FONT_SIZE = 32, 8, 10, 18
 _INK, _PAPER = (20, 20, 20), (245, 245, 245)
+
+
+def film_path(text: str) -> Path:
+    """The file that a command line names for a film; known to be an mp4 before there is work to lose."""
+    if Path(text).suffix != ".mp4":
+        raise argparse.ArgumentTypeError(f"a film is a file that ends in .mp4, not {text}.")
+    return Path(text)
 
 
 class Moment(NamedTuple):

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from agents.base import WorldModelAgent
-from agents.zoo.film import film_dream
+from agents.zoo.film import film_dream, film_path
 from agents.zoo.loading import Trained, add_arguments, load_trained
 from agents.zoo.manager import EVALUATION_SEED
 from agents.zoo.painting import paint
@@ -53,7 +53,7 @@ def record(trained: Trained, path: Path, args: argparse.Namespace) -> Path:
 def film_one(args: argparse.Namespace) -> bool:
     """Film the agent that the command line names; False if the film is too large."""
     trained = load_trained(args)
-    path = record(trained, Path(args.out or f"videos/{task_name(trained.env_id)}.mp4"), args)
+    path = record(trained, args.out or Path(f"videos/{task_name(trained.env_id)}.mp4"), args)
     size = path.stat().st_size
     print(f"Wrote {path}, {size / 1e6:.2f} MB.", flush=True)
     if size > LARGEST:
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add_arguments(parser)
     parser.add_argument("--suite", choices=sorted(read_suites()), help="film every task of a suite that was run")
-    parser.add_argument("--out", help="the mp4 (default: videos/<task>.mp4)")
+    parser.add_argument("--out", type=film_path, help="the mp4 (default: videos/<task>.mp4)")
     parser.add_argument("--steps", type=int, default=250, help="decisions in the film")
     parser.add_argument("--watched", type=int, default=10, help="of them the world sees so many in a row")
     parser.add_argument("--dreamt", type=int, default=40, help="and then goes on so many without looking")
@@ -86,8 +86,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=2000, help="pictures that a state world's decoder learns from")
     parser.add_argument("--updates", type=int, default=1500, help="batches of them")
     args = parser.parse_args(arguments)
-    if args.out and Path(args.out).suffix != ".mp4":
-        parser.error(f"--out is the film's file and ends in .mp4, not {args.out}.")
     small = [film_one(each) for each in (of_suite(args) if args.suite else [args])]
     return 0 if all(small) else 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -198,7 +199,10 @@ def test_the_card_tells_what_a_trust_report_begins_with_or_that_there_is_none(tr
     assert text.endswith("## Trust\n\n- **How long:** 20 steps.\n- **Plans:** well.\n")
 
 
-def test_record_says_at_once_that_a_film_is_an_mp4(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "option"), [(record, "--out"), (enjoy, "--film")], ids=["record", "enjoy"])
+def test_a_film_that_is_no_mp4_is_refused_before_any_work(
+    command: ModuleType, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        record.main(["--model", "walker-walk", "--out", "films"])
+        command.main(["--model", "walker-walk", option, "films"])
     assert "ends in .mp4, not films" in capsys.readouterr().err
