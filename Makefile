@@ -17,6 +17,9 @@ PEERS_STAMP := $(PEERS)/.installed
 # Small networks: more threads than one only wait for one another.
 export OMP_NUM_THREADS ?= 1
 
+# Tests run in a process for each core, four at the most (each takes about a gigabyte).
+WORKERS ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: setup test test-oldest lint format demo clean
 
 setup: $(STAMP)
@@ -31,10 +34,10 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(WORKERS)
 
 test-oldest: $(OLDEST)/.wmgym-installed
-	$(OLDEST)/bin/python -m pytest -m "not slow"
+	$(OLDEST)/bin/python -m pytest -m "not slow" $(WORKERS)
 
 $(OLDEST)/.wmgym-installed: pyproject.toml .ci/oldest.txt
 	$(PYTHON) -m venv $(OLDEST)
