@@ -36,6 +36,8 @@ class Collecting(Healthy):
     """Random actions `(n_envs, A)`, and for how many more decisions they are held."""
     _env_faults = 0
     """How often an environment failed, was cut short and begun again."""
+    _episode_limit: int | None = None
+    """The longest of all episodes that the environments cut, in decisions."""
     _learning_pending = False
     """Whether the last step's updates are still to come: so it is for what a callback saves."""
 
@@ -75,6 +77,7 @@ class Collecting(Healthy):
         env_action = self.policy.to_environment(action)
         new_obs, rewards, dones, infos = self.env.step(env_action)
         self._tell_faults(infos)
+        self._note_limit(infos)
         self._remember(action.cpu().numpy(), new_obs, rewards, dones, infos)
         self.num_timesteps += self.n_envs
         self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
@@ -89,6 +92,11 @@ class Collecting(Healthy):
         if log_interval and self._episode_num // log_interval > before // log_interval:
             self.dump_logs()
         return True
+
+    def _note_limit(self, infos: list[dict[str, Any]]) -> None:
+        for info in infos:
+            if info.get("TimeLimit.truncated") and "episode" in info and FAULT not in info:
+                self._episode_limit = max(self._episode_limit or 0, int(info["episode"]["l"]))
 
     @torch.no_grad()
     def _decide(self) -> Tensor:

@@ -17,10 +17,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor, Ve
 from wmgym.dream import DreamEnv, DreamModel, DreamVecEnv, LatentObservation
 from wmgym.dream.convert import latent_space
 from wmgym.dream.model import ModelLike, resolve_model
-from wmgym.real import make_env
+from wmgym.real import remake_env
 from wmgym.spaces import SpaceError, is_image
 
-_NOT_FOR_MAKE_ENV = ("id", "max_episode_steps", "lost")
 SEED = 10_000
 """Of evaluations, far from the seeds that are trained with."""
 
@@ -155,10 +154,7 @@ def _returns(agent: BaseAlgorithm, env: VecEnv, episodes: int, deterministic: bo
 def _real_environment(model: DreamModel, env: gym.Env | str | None, seen: spaces.Space) -> gym.Env:
     """The real environment with a Monitor, as an agent of the observation space `seen` knows it."""
     if not isinstance(env, gym.Env):
-        name = env or model.env.get("id")
-        if name is None or model.env.get("lost"):
-            raise ValueError("The checkpoint does not tell how its real environment was made: give it, env=...")
-        env = make_env(name, **{key: value for key, value in model.env.items() if key not in _NOT_FOR_MAKE_ENV})
+        env = remake_env(model.env, env)
     env = Monitor(env)
     if _same(seen, env.observation_space):
         return env

@@ -33,6 +33,7 @@ from agents.resuming import Resumable
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
 from wmgym.dream.starts import StartStates
+from wmgym.facts import LIMIT, LOST, episode_limit, make_arguments, registered_limit
 from wmgym.files import NONSENSE
 from wmgym.worlds.building import require_fit
 from wmgym.worlds.store import STARTS, group, pack_world
@@ -66,6 +67,11 @@ class Storable(Resumable):
     _saved_starts: StartStates | None = None
     _saved_whole: tuple[int, Path | None] = (-1, None)
     """The last checkpoint from which the run can go on: after how many decisions, and where."""
+
+    @property
+    @abstractmethod
+    def action_repeat(self) -> int:
+        """Simulator steps per decision."""
 
     @abstractmethod
     def _plan_policy(self) -> WorldModelPolicy:
@@ -127,13 +133,13 @@ class Storable(Resumable):
         return StartStates.from_replay(self.policy.world, self.replay_buffer, count, length)
 
     def _env_facts(self) -> dict[str, Any]:
-        longest = max((int(info["l"]) for info in self.ep_info_buffer or ()), default=None)
         settings = self.env_settings or {}
         lost = [name for name, value in settings.items() if not is_json(value)]
         if lost:
             log.warning("The environment's %s cannot be saved: give the environment again to load.", ", ".join(lost))
         kept = {name: value for name, value in settings.items() if name not in lost}
-        return {**kept, "max_episode_steps": longest, **({"lost": lost} if lost else {})}
+        limit = self._episode_limit or registered_limit(settings, self.action_repeat)
+        return {**kept, LIMIT: limit, **({LOST: lost} if lost else {})}
 
     def _agent_facts(self) -> dict[str, Any]:
         return {
@@ -277,8 +283,9 @@ class Storable(Resumable):
         self.observation_space = space_from_json(facts["observation_space"])
         self.action_space = space_from_json(facts["action_space"])
         self.n_envs = facts["n_envs"]
-        settings = {key: value for key, value in manifest["env"].items() if key != "max_episode_steps"}
-        self.env_settings = settings if settings and "lost" not in settings else None
+        env = manifest["env"]
+        self.env_settings = None if LOST in env else make_arguments(env) or None
+        self._episode_limit = episode_limit(env)
         own = {f"world.{name}": value for name, value in group(tensors, "world").items()} | group(tensors, "agent")
         try:
             require_fit(self._plan_policy, own, str(source))

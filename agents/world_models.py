@@ -361,9 +361,8 @@ class WorldModels(VisionMemoryAgent):
             self._last_obs = None  # whoever collects next must begin new episodes
             return self.env
         if self._real is None:
-            options = {key: value for key, value in self.env_settings.items() if key != "id"}
-            seed = self._seed_of(1) % 2**31
-            self._real = make_vec(self.env_settings["id"], self.real_envs, subprocess=True, seed=seed, **options)
+            own = {"n_envs": self.real_envs, "subprocess": True, "seed": self._seed_of(1) % 2**31}
+            self._real = make_vec(**{**self.env_settings, **own})
         return self._real
 
     def _finish_stage(self) -> None:

@@ -85,9 +85,9 @@ def test_keys_and_what_is_known_of_the_environment(tmp_path: Path) -> None:
     folder = record(Walk(keys=True), right, 6, tmp_path / "walk")
     data = load_dataset(folder)
     assert data.replay.observation_space == Walk(keys=True).observation_space
-    assert data.env["max_episode_steps"] in range(1, 7)
+    assert data.env["episode_limit"] is None  # it ended by itself
     named = load_dataset(record("CartPole-v1", None, 10, tmp_path / "cart"))
-    assert named.env == {"id": "CartPole-v1", "max_episode_steps": 500}
+    assert named.env == {"id": "CartPole-v1", "episode_limit": 500}
     assert named.replay.sample(2, 3).action.shape == (3, 2, 2)  # one-hot
 
 
@@ -143,7 +143,7 @@ def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     made = minari.create_dataset_from_buffers("test/cartpole-v0", buffers, env="CartPole-v1")
     data = load_dataset(made)
-    assert data.env == {"id": "CartPole-v1", "max_episode_steps": 500}
+    assert data.env == {"id": "CartPole-v1", "episode_limit": 500}
     first, second = data.replay.sample(1, 10).reward[:, 0].split([6, 4])
     assert (first.tolist(), second.tolist()) == ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3])
     (episode,) = data.replay.episodes()  # the second was cut, and nothing follows it
@@ -155,6 +155,7 @@ def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("spoil", "text"), [
     (lambda folder: (folder / "dataset.json").write_text("{}"), "no data set of wmgym"),
+    (lambda folder: (folder / "dataset.json").write_text('{"format": "wmgym-episodes"}'), "does not tell the spaces"),
     (lambda folder: (folder / "dataset.json").unlink(), r"dataset\.json cannot be read"),
     (lambda folder: [path.unlink() for path in folder.glob("*.npz")], "holds no episode"),
     (lambda folder: (folder / "000000.npz").write_bytes(b"PK"), r"000000\.npz cannot be read as an episode"),
@@ -168,6 +169,22 @@ def test_files_that_are_not_sound_are_named(spoil: Any, text: str, tmp_path: Pat
     spoil(folder)
     with pytest.raises(CheckpointError, match=text):
         load_dataset(folder)
+
+
+def test_flipped_bits_are_refused_or_do_no_harm(tmp_path: Path) -> None:
+    folder = record(Walk(), None, 6, tmp_path / "walk")
+    path = next(folder.glob("*.npz"))
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
+        path.write_bytes(bytes(bad))
+        try:
+            load_dataset(folder)
+        except CheckpointError:
+            refused += 1
+    assert refused > 100
 
 
 def _write(folder: Path, **changes: np.ndarray) -> None:

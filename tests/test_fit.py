@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -49,6 +50,32 @@ def test_it_learns_the_world(cartpole: Path, tmp_path: Path) -> None:
     inside = ~batch.is_first[1:].any(0).numpy()  # sequences that lie within one episode
     error, nothing_moves = (np.abs(guess - seen[7])[inside].mean() for guess in (predicted, seen[6]))
     assert error < 0.9 * nothing_moves
+
+
+def test_the_seed_draws_the_sequences_and_a_replay_is_left_as_it_was(cartpole: Path) -> None:
+    replay = wmgym.load_dataset(cartpole).replay
+    drawn: list[torch.Tensor] = []
+    sample = replay.sample
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        batch = sample(*args, **kwargs)
+        drawn.append(batch.observation["observation"])
+        return batch
+
+    before = replay.get_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "sample", watched)
+        for seed in (3, 3, 4):
+            fit_world(replay, updates=1, starts=1, seed=seed, **SMALL)
+    assert replay.get_state() == before
+    first, again, other = drawn[::2]  # the second of each are start states
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_what_only_an_agent_can_train_is_refused(cartpole: Path) -> None:
+    with pytest.raises(ValueError, match="slow_targets=True is for agents"):
+        fit_world(cartpole, "tdmpc", updates=1, slow_targets=True)
 
 
 def test_the_same_seed_fits_the_same_world(cartpole: Path) -> None:

@@ -63,6 +63,32 @@ def guarded() -> Any:
     return build
 
 
+def test_making_it_anew_may_fail_too() -> None:
+    """It is tried again, and counts among the faults in a row."""
+    Faulty.plan, Faulty.calls = {1: "raise"}, 0
+    made: list[str] = []
+
+    def make() -> gym.Env:
+        made.append("tried")
+        if 1 < len(made) < 4:
+            raise ConnectionError("no licence")
+        return Faulty()
+
+    env = Guarded(make)
+    env.reset(seed=0)
+    assert env.step(0)[3]
+    env.reset()
+    faults = env.step(0)[4][RESET_FAULTS]
+    assert faults == ["reset raised ConnectionError: no licence"] * 2
+    Faulty.plan, Faulty.calls = {1: "raise"}, 0
+    made.clear()
+    impatient = Guarded(make, patience=2)
+    impatient.reset(seed=0)
+    impatient.step(0)
+    with pytest.raises(FaultyEnvironmentError, match="no licence"):
+        impatient.reset()
+
+
 @pytest.mark.parametrize(
     ("what", "named"),
     [
@@ -98,8 +124,8 @@ def test_only_an_environment_that_raised_is_made_anew(guarded: Any) -> None:
     assert len(MADE) == 1
     env.reset()
     env.step(0)
-    assert len(MADE) == 2
     assert env.reset(seed=5)[1] == {"seed": 5}
+    assert len(MADE) == 2
 
 
 def test_a_reset_that_fails_is_tried_again_with_another_seed_and_told(guarded: Any) -> None:

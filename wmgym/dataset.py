@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from gymnasium import spaces
 
 from wmgym.checkpoint import space_from_json, space_to_json
 from wmgym.dream.convert import ActionConverter
-from wmgym.files import CheckpointError, atomic_writer
+from wmgym.facts import LIMIT, episode_limit, make_arguments
+from wmgym.files import DAMAGE, NONSENSE, CheckpointError, atomic_writer
 from wmgym.replay import SequenceReplay
 from wmgym.replay_files import read_json, write_json
 from wmgym.spaces import OBSERVATION, action_size, as_dict, as_dict_space
@@ -73,7 +73,7 @@ class Dataset:
 
     Attributes:
         replay: all steps.
-        env: what is known of the environment (`id`, `max_episode_steps`, ...), as in a world's checkpoint.
+        env: what is known of the environment (`wmgym.facts`), as in a world's checkpoint.
     """
 
     replay: SequenceReplay
@@ -162,18 +162,18 @@ def _environment(env: gym.Env | str, env_kwargs: dict[str, Any]) -> tuple[gym.En
         from wmgym.real import make_env  # it brings MuJoCo, which data sets of other environments need not
 
         made = make_env(env, **env_kwargs)
-        return made, {"id": env, **env_kwargs, **_time_limit(made)}
+        return made, {"id": env, **env_kwargs, LIMIT: _time_limit(made)}
     if env_kwargs:
         raise ValueError(f"{sorted(env_kwargs)} are for environments named by an id; this one is made already.")
-    return env, {**({"id": env.spec.id} if env.spec else {}), **_time_limit(env)}
+    return env, {**({"id": env.spec.id} if env.spec else {}), LIMIT: _time_limit(env)}
 
 
-def _time_limit(env: gym.Env) -> dict[str, Any]:
+def _time_limit(env: gym.Env) -> int | None:
     """The longest episode in decisions, where the environment tells."""
     if env.spec is None or not env.spec.max_episode_steps:
-        return {}
+        return None
     repeat = env.get_wrapper_attr("repeat") if env.has_wrapper_attr("repeat") else 1
-    return {"max_episode_steps": math.ceil(env.spec.max_episode_steps / repeat)}
+    return math.ceil(env.spec.max_episode_steps / repeat)
 
 
 def _require_same(folder: Path, index: dict[str, Any]) -> None:
@@ -275,7 +275,10 @@ def _load_folder(folder: Path) -> Dataset:
     index = read_json(folder / INDEX)
     if index.get("format") != FORMAT:
         raise CheckpointError(f"{folder / INDEX} does not say {FORMAT!r}: it is no data set of wmgym.")
-    observation_space, action_space = (space_from_json(index[f"{kind}_space"]) for kind in ("observation", "action"))
+    try:
+        observation_space, action_space = (space_from_json(index[f"{it}_space"]) for it in ("observation", "action"))
+    except NONSENSE as error:
+        raise CheckpointError(f"{folder / INDEX} does not tell the spaces of its episodes: {error}.") from error
     paths = sorted(folder.glob("*.npz"))
     episodes = [(str(path), _load_episode(path)) for path in paths]
     if not episodes:
@@ -292,13 +295,13 @@ def _load_episode(path: Path) -> RecordedEpisode:
             }
             ended = bool(arrays["is_terminal"][-1])
             return RecordedEpisode(observation, arrays["action"], arrays["reward"], ended)
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, LookupError) as error:
         raise CheckpointError(f"{path} cannot be read as an episode: {error}.") from error
 
 
 def _load_minari(data: Any) -> Dataset:
     spec = data.env_spec
-    facts = {} if spec is None else {"id": spec.id, "max_episode_steps": spec.max_episode_steps}
+    facts = {} if spec is None else {"id": spec.id, LIMIT: spec.max_episode_steps}
     keys = list(as_dict_space(data.observation_space))
 
     def episodes() -> Iterator[tuple[str, RecordedEpisode]]:
@@ -330,8 +333,9 @@ def _as_dataset(
             _add(replay, episode, read_actions)
         except (ValueError, KeyError, IndexError) as error:
             raise CheckpointError(f"{source} does not fit the data set: {error}") from error
-    longest = max(len(episode.reward) for _, episode in lived) - 1
-    return Dataset(replay, {"max_episode_steps": longest, **env})
+    longest = max((episode for _, episode in lived), key=lambda episode: len(episode.reward))
+    seen = None if longest.terminated else len(longest.reward) - 1
+    return Dataset(replay, {**make_arguments(env), LIMIT: episode_limit(env) or seen})
 
 
 def _add(replay: SequenceReplay, episode: RecordedEpisode, read_actions: ActionConverter) -> None:

@@ -13,6 +13,7 @@ from wmgym.dream.model import DreamModel, as_model
 from wmgym.dream.starts import StartStates
 from wmgym.random import TorchNoise
 from wmgym.replay import SequenceReplay
+from wmgym.replay_streams import drawing
 from wmgym.worlds.base import World
 from wmgym.worlds.store import WORLDS
 
@@ -60,8 +61,8 @@ def fit_world(
         from the episodes, and what is known of the environment.
 
     Raises:
-        ValueError: for an unknown kind of world, fewer than 1 update, no two steps that follow each other, or data sets
-            of different spaces.
+        ValueError: for an unknown kind of world, fewer than 1 update, no two steps that follow each other, data sets
+            of different spaces, or a configuration that only an agent can train.
         TypeError: for a configuration that the world does not have.
         CheckpointError: for a data set that cannot be read.
 
@@ -82,13 +83,14 @@ def fit_world(
     made = _build(world, replay, config, seed).to(device)
     noise = TorchNoise(torch.Generator(device).manual_seed(seed), device)
     optimizer = torch.optim.Adam(made.parameters(), learning_rate, eps=1e-5)
-    for update in range(1, updates + 1):
-        optimizer.param_groups[0]["lr"] = learning_rate * (1 - (update - 1) / updates)
-        batch = replay.sample(batch_size, length, device=device)
-        loss = made.loss(batch, noise)
-        _descend(optimizer, loss.total, made, clip)
-        if report is not None and update % report_every == 0:
-            report(update, {name: float(value) for name, value in loss.parts.items()})
+    with drawing(replay, seed):
+        for update in range(1, updates + 1):
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - (update - 1) / updates)
+            batch = replay.sample(batch_size, length, device=device)
+            loss = made.loss(batch, noise)
+            _descend(optimizer, loss.total, made, clip)
+            if report is not None and update % report_every == 0:
+                report(update, {name: float(value) for name, value in loss.parts.items()})
     made.eval().requires_grad_(False)
     return as_model(made, StartStates.from_replay(made, replay, starts), data.env)
 
@@ -97,7 +99,10 @@ def _build(kind: str, replay: SequenceReplay, config: dict[str, Any], seed: int)
     world_class, config_class = WORLDS[kind].load()
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(seed)
-        return world_class(replay.observation_space, replay.action_space, config_class(**config))
+        made = world_class(replay.observation_space, replay.action_space, config_class(**config))
+    if getattr(made, "slow_encoder", None) is not None:
+        raise ValueError("slow_targets=True is for agents, which let the slow encoder follow: leave it out.")
+    return made
 
 
 def _length(replay: SequenceReplay, wanted: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -53,6 +52,7 @@ class Guarded(gym.Wrapper):
         super().__init__(make())
         self._make = make
         self._patience = patience
+        self._broken = False
         self._in_a_row = 0
         self._reset_faults: list[str] = []
         self._seen: Any = None  # the last good observation
@@ -62,7 +62,7 @@ class Guarded(gym.Wrapper):
         """Begin an episode, with another seed where the one given brings only faults."""
         self._seed = self._seed if seed is None else seed
         while True:
-            fault, result = self._tried("reset", partial(self.env.reset, seed=seed, options=options))
+            fault, result = self._tried("reset", seed=seed, options=options)
             if fault is None and (fault := fault_of(result[0], self.observation_space)) is None:
                 self._seen = result[0]
                 return result
@@ -72,7 +72,7 @@ class Guarded(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step, or cut the episode."""
-        fault, result = self._tried("step", partial(self.env.step, action))
+        fault, result = self._tried("step", action)
         if fault is None:
             fault = fault_of(result[0], self.observation_space) or _fault_of_reward(result[1])
         if fault is None:
@@ -85,18 +85,21 @@ class Guarded(gym.Wrapper):
             info, self._reset_faults = {**info, RESET_FAULTS: self._reset_faults}, []
         return observation, reward, terminated, truncated, info
 
-    def _tried(self, name: str, act: Callable[[], Any]) -> tuple[str | None, Any]:
+    def _tried(self, name: str, *args: Any, **kwargs: Any) -> tuple[str | None, Any]:
+        """Call a method of the environment, which is made anew first if it has raised; the fault, or the result."""
         try:
-            return None, act()
-        except Exception as error:  # whatever an environment raises is its fault
-            self._renew()
+            if self._broken:
+                self.env, self._broken = self._make(), False
+            return None, getattr(self.env, name)(*args, **kwargs)
+        except Exception as error:  # whatever an environment raises, or its making, is its fault
+            self._drop()
             return f"{name} raised {type(error).__name__}: {error}", None
 
-    def _renew(self) -> None:
-        """Another environment in place of the one that raised: what it left behind is unknown."""
+    def _drop(self) -> None:
+        """The environment raised, and what it left behind is unknown: another takes its place at the next call."""
+        self._broken = True
         with suppress(Exception):  # it is broken already
             self.env.close()
-        self.env = self._make()
 
     def _bear(self, fault: str) -> None:
         self._in_a_row += 1

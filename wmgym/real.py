@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -19,6 +19,7 @@ from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from wmgym.facts import LOST, make_arguments
 from wmgym.games import CAR_RACING, DOOM, HeldRace, as_in_paper, doom_options, is_doom
 from wmgym.guarded import Guarded
 from wmgym.rendering import (
@@ -40,6 +41,8 @@ DM_CONTROL = "dm_control/"
 PLUGINS = {DM_CONTROL: "shimmy", "ALE/": "ale_py", DOOM: "vizdoom.gymnasium_wrapper"}
 """The modules that register environments, by how their ids begin: Gymnasium 1.x finds no plugins by itself."""
 _MUJOCO_MAJOR = "3"
+_OF_VECTORS = ("subprocess", "guarded", "timeout")
+"""Arguments of `make_vec` that `make_env` does not have."""
 
 
 def make_env(
@@ -141,6 +144,32 @@ def make_vec(
     if seed is not None:
         vec_env.seed(seed)
     return vec_env
+
+
+def remake_env(facts: Mapping[str, Any], id: str | None = None) -> gym.Env:
+    """One real environment, made as that of which the facts tell.
+
+    Args:
+        facts: of a checkpoint or a data set.
+        id: another environment's, made likewise.
+
+    Raises:
+        ValueError: if the facts do not tell how, or `make_env` refuses them.
+
+    Example:
+        >>> remake_env({"id": "CartPole-v1", "subprocess": True, "episode_limit": 500}).observation_space.shape
+        (4,)
+    """
+    arguments = {name: value for name, value in make_arguments(facts).items() if name not in _OF_VECTORS}
+    name = id or arguments.get("id")
+    if name is None:
+        raise ValueError("The checkpoint does not tell how its real environment was made: give it, env=...")
+    if lost := facts.get(LOST):
+        raise ValueError(
+            f"The checkpoint could not keep the environment's {', '.join(lost)}, and does not tell how its real "
+            "environment was made: give it, env=..."
+        )
+    return make_env(**{**arguments, "id": name})
 
 
 def repeat_of(env: VecEnv) -> int:

@@ -212,17 +212,17 @@ class SequenceReplay:
         return SequenceBatch(**grouped(tensors))
 
     def first_steps(self, limit: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-        """The first observations of the newest episodes held, at most `limit` of each stream.
+        """The first observations of the newest episodes held, at most `limit`, from all streams alike.
 
         Returns:
             By key, `(K, ...)`; K may be 0.
         """
-        parts = []
+        parts, share = [], -(-limit // self.n_envs)
         for env in range(self.n_envs):
             steps = np.arange(self._streams.oldest[env], self._streams.count[env])
             is_first = self._storage.arrays["is_first"][env, steps % self._storage.rows]
-            parts.append(self._storage.gather(np.array(env), steps[is_first][-limit:]))
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            parts.append(self._storage.gather(np.array(env), steps[is_first][::-1][:share][::-1]))
+        joined = {name: np.concatenate([part[name] for part in parts])[:limit] for name in parts[0]}
         observation = grouped(joined)["observation"]
         return {key: torch.from_numpy(value).to(device) for key, value in observation.items()}
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,6 +12,16 @@ _MOST = 2**48  # steps of a stream; more than a machine sees in a lifetime
 
 Ranges = Sequence[tuple[int, int]]
 """The steps held of each stream: (oldest, newest + 1)."""
+
+
+class Draws(Protocol):
+    """A replay, as far as chance goes."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Counters and random state."""
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go back to them."""
 
 
 class Streams:
@@ -111,6 +122,18 @@ class Streams:
         self._rng.bit_generator.state = state["rng"]
         self.served[:] = state["served"]
         self.cut[:] = state["cut"]
+
+
+@contextmanager
+def drawing(replay: Draws, seed: int | None = None) -> Iterator[None]:
+    """What is drawn from `replay` within leaves no trace; with a `seed` it is the same every time."""
+    before = replay.get_state()
+    if seed is not None:
+        replay.set_state({**before, "rng": np.random.default_rng(seed).bit_generator.state})
+    try:
+        yield
+    finally:
+        replay.set_state(before)
 
 
 def check_state(state: Any, n_envs: int) -> None:

@@ -23,6 +23,7 @@ from agents.zoo.plot import save
 from agents.zoo.tables import markdown
 from wmgym.checkpoint import CheckpointError
 from wmgym.dream.model import load_model
+from wmgym.facts import episode_limit
 from wmgym.files import atomic_writer
 from wmgym.trust import TrustSettings, simple_policies
 from wmgym.trust.episodes import RecordedEpisode, record_episodes
@@ -107,7 +108,7 @@ def _record(paths: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, W
         if agent.observation_space != real.observation_space or agent.action_space != real.action_space:
             raise ValueError(f"{name} was trained on other spaces than {Path(paths[0]).stem}: they cannot be compared.")
     policies = {**agents, "random": simple_policies(real.action_space, args.seed)["random"]}
-    steps = args.max_steps or model.env.get("max_episode_steps") or _LONGEST
+    steps = args.max_steps or episode_limit(model.env) or _LONGEST
     episodes = record_episodes(real, policies, args.episodes, args.seed, steps)
     return {name: agent.world for name, agent in agents.items()}, episodes, args.env or model.env["id"]
 

@@ -129,6 +129,14 @@ def test_branching_a_single_dream() -> None:
     np.testing.assert_array_equal(future, [env.step(np.ones(2))[0] for _ in range(5)])
 
 
+def test_branches_of_a_single_dream_go_on_after_their_ends() -> None:
+    env = DreamEnv(toy_model(), horizon=4, termination="never")
+    env.reset(seed=0)
+    branches = env.branch(3)
+    ends = [branches.step(np.ones((3, 2)))[3].sum() for _ in range(10)]
+    assert sum(ends) == 6
+
+
 def test_rendering_shows_the_decoded_picture_in_both_kinds_of_observation() -> None:
     frames = []
     for kind in ("decoded", "latent"):
@@ -204,3 +212,10 @@ def test_importing_wmgym_is_light() -> None:
     code = f"import sys, wmgym; print([name for name in {heavy} if name in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_pictures_from_zero_to_one_are_refused() -> None:
+    """They would be black."""
+    env = DreamEnv(toy_model(PICTURE))
+    with pytest.raises(ValueError, match="has dtype float64: pictures are uint8, from 0 to 255"):
+        env.reset(seed=0, options={"observation": np.full(PICTURE.shape, 0.9)})

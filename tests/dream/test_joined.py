@@ -85,3 +85,7 @@ def test_what_cannot_be_joined() -> None:
         JoinedVecEnv(parts)
     with pytest.raises(ValueError, match="alike when they are decoded"):
         JoinedVecEnv([DreamVecEnv(1, toy_model(), observation="latent"), DreamVecEnv(1, toy_model())])
+    features = [DreamVecEnv(1, model, observation="latent") for model in (toy_model(), other_model())]
+    with pytest.raises(ValueError, match="Features of different worlds"):
+        JoinedVecEnv(features)
+    JoinedVecEnv([features[0], DreamVecEnv(2, features[0].dreams.model, observation="latent")])

@@ -114,6 +114,9 @@ def test_attributes_and_methods() -> None:
     assert env.dreams.temperature == 0.5
     with pytest.raises(ValueError, match="All dreams share 'temperature'"):
         env.set_attr("temperature", 1.0, indices=[0])
+    for name in ("start", "disagreement_penalty", "keys"):  # read when the dreams are made: nothing would come of it
+        with pytest.raises(ValueError, match=f"'{name}' cannot be changed"):
+            env.set_attr(name, "any")
     env.reset()
     assert [frame.shape for frame in env.env_method("render", indices=[0, 2])] == [PICTURE.shape] * 2
     assert env.env_is_wrapped(Monitor) == [False] * 3

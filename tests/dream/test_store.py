@@ -55,6 +55,14 @@ def test_a_world_comes_back_as_it_went(tmp_path: Path) -> None:
     assert loaded.env["id"] == "Toy-v0"
 
 
+@pytest.mark.parametrize("env", ["abc", ["id"], {"episode_limit": "long"}, {"max_episode_steps": -1}])
+def test_nonsense_about_the_environment_is_refused(env: Any, tmp_path: Path) -> None:
+    manifest, tensors = pack_world(toy_world())
+    path = checkpoint.save(tmp_path / "toy.zip", manifest | {"env": env}, tensors)
+    with pytest.raises(CheckpointError, match=r"toy\.zip tells nonsense of its environment"):
+        load_model(path)
+
+
 def test_a_nested_configuration_comes_back(tmp_path: Path) -> None:
     space = spaces.Box(-1, 1, (3,))
     world = RSSM(

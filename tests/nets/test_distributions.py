@@ -258,6 +258,12 @@ def test_without_noise_a_categorical_draw_is_its_mode() -> None:
     assert torch.equal(drawn, latent.log_probs.argmax(-1))
 
 
+def test_at_temperature_zero_a_categorical_draw_is_its_mode() -> None:
+    latent = Categoricals.from_stats(randn(7, 3 * 5), 5, 0.0)
+    drawn = latent.sample(TorchNoise(torch.Generator().manual_seed(0)), 0.0).unflatten(-1, (3, 5)).argmax(-1)
+    assert torch.equal(drawn, latent.log_probs.argmax(-1))
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_temperature_sharpens_or_flattens_categorical_draws(temperature: float) -> None:
     probs, count = torch.tensor([0.1, 0.3, 0.6]), 40_000

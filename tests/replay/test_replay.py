@@ -207,6 +207,16 @@ def test_pictures_must_be_uint8() -> None:
         replay.add({"image": np.zeros((1, 64, 64, 3)), "speed": [0.0]}, [[0.0]], [0.0], [True], [False])
 
 
+def test_first_steps_are_the_newest_and_no_more_than_asked_for() -> None:
+    replay = make(200, n_envs=3)
+    fill(replay, range(50))
+    first = replay.first_steps(5)["observation"].numpy()
+    assert first[:, 0].tolist() == [42, 49, 42, 49, 42]
+    assert first[:, 1].tolist() == [0, 0, 1, 1, 2]
+    assert len(replay.first_steps(1000)["observation"]) == 24
+    assert len(replay.first_steps(0)["observation"]) == 0
+
+
 def test_a_million_picture_steps_fit_in_12_5_gb() -> None:
     replay = SequenceReplay(1_000_000, PICTURE, spaces.Box(-1, 1, (6,)))  # pages are taken as steps arrive
     step = {"image": np.zeros((1, 64, 64, 3), np.uint8), "speed": [0.0]}

@@ -236,7 +236,7 @@ def test_bad_input_is_refused_with_the_way_out() -> None:
     world = PointWorld()
     with pytest.raises(ValueError, match="observation_space"):
         trust_report(world, gym.make("CartPole-v1"))
-    with pytest.raises(ValueError, match="give env"):
+    with pytest.raises(ValueError, match="give it, env="):
         trust_report(world)
     with pytest.raises(ValueError, match="policies is empty"):
         trust_report(world, Point(), policies={})

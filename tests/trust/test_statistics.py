@@ -66,6 +66,11 @@ def test_censored_horizons_count_for_as_long_as_they_were_seen() -> None:
     assert survival_quantile(Horizons(np.array([4, 4]), np.array([True, True])), 0.05, ceiling=9) == 9
 
 
+def test_no_windows_say_nothing() -> None:
+    nothing = Horizons(np.zeros(0, int), np.zeros(0, bool))
+    assert np.isnan(survival_quantile(nothing, 0.5, ceiling=50))
+
+
 def test_intervals_hold_the_truth_and_narrow() -> None:
     random = np.random.default_rng(0)
     few, many = random.normal(3, 1, 10), random.normal(3, 1, 1000)

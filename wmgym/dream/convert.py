@@ -89,7 +89,7 @@ def to_tensors(observation: Any, space: spaces.Space, batch: int, device: torch.
     """Observations `(B, ...)` of `space` as a world reads them: pictures uint8, the rest float32.
 
     Raises:
-        ValueError: naming the key, for a missing key, a wrong shape, NaN or infinity.
+        ValueError: naming the key, for a missing key, a wrong shape, NaN or infinity, or pictures that are not uint8.
     """
     given = as_dict(observation)
     tensors = {}
@@ -99,6 +99,8 @@ def to_tensors(observation: Any, space: spaces.Space, batch: int, device: torch.
         array = np.asarray(given[key])
         if array.shape != (batch, *box.shape):
             raise ValueError(f"Observation {key!r} has shape {array.shape}, not {(batch, *box.shape)}.")
+        if is_image(box) and array.dtype != np.uint8:
+            raise ValueError(f"The picture {key!r} has dtype {array.dtype}: pictures are uint8, from 0 to 255.")
         if not np.isfinite(array).all():
             raise ValueError(f"Observation {key!r} holds NaN or infinity.")
         tensors[key] = torch.tensor(array, dtype=torch.uint8 if is_image(box) else torch.float32, device=device)

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from wmgym.facts import episode_limit
 from wmgym.worlds.base import Imagined, Noise
 
 Termination = Literal["sample", "threshold", "never"]
@@ -81,7 +82,7 @@ def horizon_of(horizon: int | None, max_episode_steps: int | None, env: Mapping[
         ValueError: below 1.
     """
     given = [steps for steps in (horizon, max_episode_steps) if steps is not None]
-    steps = min(given) if given else env.get("max_episode_steps") or DEFAULT_HORIZON
+    steps = min(given) if given else episode_limit(env) or DEFAULT_HORIZON
     if steps < 1:
         raise ValueError(f"horizon (max_episode_steps) must be 1 or more, not {steps}.")
     return int(steps)

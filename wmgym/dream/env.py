@@ -128,8 +128,11 @@ class DreamEnv(gym.Env[Any, Any]):
         return row_of(self._dreams.set_state(state), 0)
 
     def branch(self, n: int, shared_noise: bool = False) -> DreamVectorEnv:
-        """`n` copies of the dream as a vector environment; see `DreamVectorEnv.branch`."""
-        return self._dreams.branch(n, shared_noise)
+        """`n` copies of the dream as a vector environment; see `DreamVectorEnv.branch`.
+
+        A copy that ends begins another episode with its next step, as Gymnasium's vector environments do.
+        """
+        return self._dreams.branch(n, shared_noise, autoreset_mode=AutoresetMode.NEXT_STEP)
 
     def _batched(self, options: dict[str, Any] | None) -> dict[str, Any]:
         batched = dict(options or {})

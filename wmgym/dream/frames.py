@@ -39,9 +39,9 @@ def render_frames(world: World, features: Tensor) -> np.ndarray:
     """
     render = getattr(world, "render", None)
     if callable(render):
-        return _rgb(to_array(render(features)))
+        return rgb(to_array(render(features)))
     if key := picture_key(world):
-        return _rgb(to_array(decode(world, features, [key])[key]))
+        return rgb(to_array(decode(world, features, [key])[key]))
     decoded = world.decode(features)
     rows = [to_array(value.float().reshape(len(value), -1)) for value in decoded.values()]
     return draw_bars(np.concatenate(rows, -1))
@@ -81,6 +81,11 @@ def _has_picture(world: World, keys: Collection[str] | None) -> bool:
     return any(is_image(box) for key, box in boxes.items() if keys is None or key in keys)
 
 
-def _rgb(frames: np.ndarray) -> np.ndarray:
-    """Grey pictures get three channels; of stacked frames the newest is shown."""
-    return frames.repeat(3, axis=-1) if frames.shape[-1] < 3 else frames[..., -3:]
+def rgb(frames: np.ndarray) -> np.ndarray:
+    """Pictures `(..., 3)`; of stacked frames the newest: the last three channels, or, if they are grey, the last.
+
+    Example:
+        >>> rgb(np.arange(4, dtype=np.uint8)).tolist(), rgb(np.arange(6, dtype=np.uint8)).tolist()
+        ([3, 3, 3], [3, 4, 5])
+    """
+    return frames[..., -3:] if frames.shape[-1] % 3 == 0 else frames[..., -1:].repeat(3, axis=-1)

@@ -22,7 +22,7 @@ class JoinedVecEnv(VecEnv):
         parts: with the same spaces; worlds whose features differ are dreamt decoded.
 
     Raises:
-        ValueError: for no parts, or parts with different spaces.
+        ValueError: for no parts, parts with different spaces, or features of different worlds.
 
     Source:
         Kurutach et al. 2018, "Model-Ensemble Trust-Region Policy Optimization", section 4.3: imagined steps come from
@@ -52,6 +52,11 @@ class JoinedVecEnv(VecEnv):
                         f"Environments that are joined have one {name}, not {getattr(first, name)} and "
                         f"{getattr(part, name)}. Dreams of different worlds are alike when they are decoded."
                     )
+            if _world_of_features(part) is not _world_of_features(first):
+                raise ValueError(
+                    "Features of different worlds mean different things: join dreams that are decoded "
+                    "(observation='decoded')."
+                )
         self.parts = list(parts)
         bounds = accumulate((part.num_envs for part in parts), initial=0)
         self._slices = [slice(start, stop) for start, stop in pairwise(bounds)]
@@ -131,6 +136,12 @@ class JoinedVecEnv(VecEnv):
         """The part of each environment, and its number there."""
         whole = [(part, i) for part in self.parts for i in range(part.num_envs)]
         return [whole[i] for i in self._get_indices(indices)]
+
+
+def _world_of_features(part: VecEnv) -> Any:
+    """The world whose features are seen; None where observations are."""
+    dreams = getattr(part, "dreams", None)
+    return dreams.world if dreams is not None and dreams.observation == "latent" else None
 
 
 def _joined(observations: Sequence[Any]) -> Any:

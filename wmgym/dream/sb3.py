@@ -15,6 +15,9 @@ from wmgym.dream.model import ModelLike
 from wmgym.dream.vector import DreamVectorEnv
 from wmgym.worlds.base import concat_states
 
+CHANGEABLE = ("temperature", "termination", "horizon", "caution", "render_mode")
+"""Attributes of a `DreamVectorEnv` that are read at every step."""
+
 
 class DreamVecEnv(VecEnv):
     """A world model that any stable-baselines3 algorithm trains in, all dreams in one forward pass a step.
@@ -106,8 +109,13 @@ class DreamVecEnv(VecEnv):
         """Set an attribute of the `DreamVectorEnv`, such as `temperature` or `horizon`, for all dreams.
 
         Raises:
-            ValueError: if `indices` names only some.
+            ValueError: if `indices` names only some, or for an attribute that is read only when dreams are made.
         """
+        if attr_name not in CHANGEABLE:
+            raise ValueError(
+                f"{attr_name!r} cannot be changed ({', '.join(CHANGEABLE)} can): make other dreams, "
+                "DreamVecEnv(...), with it."
+            )
         if len(set(self._get_indices(indices))) != self.num_envs:
             raise ValueError(f"All dreams share {attr_name!r}: it cannot be set for some of them only.")
         setattr(self.dreams, attr_name, value)

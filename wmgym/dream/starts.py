@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wmgym.random import ModeNoise
 from wmgym.replay import SequenceReplay
+from wmgym.replay_streams import drawing
 from wmgym.spaces import action_size
 from wmgym.worlds.base import (
     Observation,
@@ -74,9 +75,8 @@ class StartStates:
         first = _observe_first(world, replay.first_steps(count, world.device), noise)
         parts = [first]
         if length := next((steps for steps in range(length, 1, -1) if replay.can_sample(steps)), 0):
-            before = replay.get_state()
-            parts.append(_filter_last(world, replay.sample(count, length, device=world.device), noise))
-            replay.set_state(before)
+            with drawing(replay):
+                parts.append(_filter_last(world, replay.sample(count, length, device=world.device), noise))
         states = concat_states(parts)
         is_first = torch.arange(len(states[0]), device=world.device) < len(first[0])
         return cls(states, is_first) if len(is_first) else None

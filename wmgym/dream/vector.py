@@ -265,19 +265,20 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         with torch.no_grad():
             return self._give(self._stepper.observe(self._state))
 
-    def branch(self, n: int, shared_noise: bool = False) -> DreamVectorEnv:
+    def branch(self, n: int, shared_noise: bool = False, **changes: Any) -> DreamVectorEnv:
         """`n` copies of each dream, which go on from this moment: copy `j` of dream `i` is environment `i * n + j`.
 
         Args:
             n: copies.
             shared_noise: whether the copies of a dream meet the same chance, so that only their actions tell them
                 apart; else each meets its own.
+            changes: of the `settings`.
         """
         if n < 1:
             raise ValueError(f"branch needs 1 copy or more, not {n}.")
         now = self.get_state()
         rows = torch.arange(self.num_envs, device=self.world.device).repeat_interleave(n)
-        branches = DreamVectorEnv(self.num_envs * n, self.model, **self.settings)
+        branches = DreamVectorEnv(self.num_envs * n, self.model, **{**self.settings, **changes})
         branches.set_state(DreamState(index_state(now.world, rows), *(leaf[rows] for leaf in now[1:])))
         if not shared_noise:
             branches._require_started().fork(n)

@@ -170,7 +170,7 @@ class Categoricals(NamedTuple):
 
     def sample(self, noise: Noise, temperature: float = 1.0) -> Tensor:
         """A straight-through draw `(..., S * C)`: one-hot forward, the probabilities' gradient backward."""
-        perturbed = self.log_probs.detach() / temperature + noise.gumbel(*self.log_probs.shape)
+        perturbed = self.log_probs.detach() + temperature * noise.gumbel(*self.log_probs.shape)
         chosen = one_hot(perturbed.argmax(-1), self.log_probs)
         probs = self.log_probs.exp()
         return (chosen + (probs - probs.detach())).flatten(-2)  # in this order the draw is one-hot to the last bit

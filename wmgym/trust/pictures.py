@@ -10,7 +10,7 @@ import numpy as np
 from moviepy import ImageSequenceClip
 from numpy.typing import NDArray
 
-from wmgym.dream.frames import picture_key
+from wmgym.dream.frames import picture_key, rgb
 from wmgym.trust.figures import Figure, Section
 from wmgym.trust.plots import draw_pictures
 from wmgym.trust.statistics import bootstrap_groups
@@ -102,8 +102,7 @@ def _frame(real: Pictures, dreamt: Pictures) -> Pictures:
 
 def _framed(pictures: Pictures) -> Iterable[Pictures]:
     for picture in pictures:
-        rgb = picture.repeat(3, axis=-1) if picture.shape[-1] < 3 else picture[..., -3:]
-        large = rgb.repeat(_SCALE, 0).repeat(_SCALE, 1)
+        large = rgb(picture).repeat(_SCALE, 0).repeat(_SCALE, 1)
         even = [(0, _GAP + size % 2) for size in large.shape[:2]]  # H.264 wants even sides
         yield np.pad(large, [*even, (0, 0)], constant_values=255)
 

@@ -15,7 +15,8 @@ import torch
 
 from wmgym.dream import StartStates
 from wmgym.dream.model import DreamModel, ModelLike, resolve_model
-from wmgym.real import make_env
+from wmgym.facts import episode_limit
+from wmgym.real import remake_env
 from wmgym.trust.calibration import calibrate
 from wmgym.trust.ensemble import DoubtingWorld
 from wmgym.trust.episodes import RecordedEpisode, Returnable, record_episodes
@@ -34,8 +35,6 @@ log = logging.getLogger("wmgym")
 
 _LONGEST = 1000
 _ENSEMBLE_UPDATES = 1000
-_KEPT_FACTS = ("id", "max_episode_steps", "lost")
-"""Of what a checkpoint tells of its environment, all but these are arguments of `make_env`."""
 
 
 def _option(default: Any, description: str) -> Any:
@@ -118,17 +117,30 @@ def trust_report(
         raise ValueError(f"episodes must be 1 or more, not {episodes}.")
     model = resolve_model(world)
     real = open_real(env, model)
+    try:
+        return _report(model, real, _facts_of(world, env, model), policies, episodes, settings, train)
+    finally:
+        if real.unwrapped is not getattr(env, "unwrapped", None):
+            real.close()
+
+
+def _report(
+    model: DreamModel,
+    real: Returnable,
+    facts: dict[str, Any],
+    policies: Mapping[str, Policy] | None,
+    episodes: int,
+    settings: TrustSettings,
+    train: Trainer,
+) -> TrustReport:
     chosen = dict(policies) if policies is not None else simple_policies(real.action_space, settings.seed)
     if not chosen:
         raise ValueError("policies is empty: give some, or leave it out for simple ones.")
-    max_steps = settings.max_steps or model.env.get("max_episode_steps") or _LONGEST
+    max_steps = settings.max_steps or episode_limit(model.env) or _LONGEST
     log.info("Recording %d real episodes of each of %d policies.", episodes, len(chosen))
     recorded = record_episodes(real, chosen, episodes, settings.seed, max_steps)
     sections = _Study(model, real, chosen, recorded, episodes, max_steps, settings, train).sections()
-    facts = {
-        "environment": _name_of(env, model),
-        "checkpoint": Path(world).name if isinstance(world, str | Path) else "a live world",
-        "world": f"{type(model.world).__name__}, {sum(p.numel() for p in model.world.parameters())} parameters",
+    facts |= {
         "policies": list(chosen),
         "real episodes of each policy": episodes,
         "longest episode": max(map(len, recorded)),
@@ -136,6 +148,14 @@ def trust_report(
     }
     by_name = {section.name: section for section in sections}
     return TrustReport(facts, by_name, summarise(by_name))
+
+
+def _facts_of(world: ModelLike, env: str | gym.Env | None, model: DreamModel) -> dict[str, Any]:
+    return {
+        "environment": _name_of(env, model),
+        "checkpoint": Path(world).name if isinstance(world, str | Path) else "a live world",
+        "world": f"{type(model.world).__name__}, {sum(p.numel() for p in model.world.parameters())} parameters",
+    }
 
 
 def _name_of(env: str | gym.Env | None, model: DreamModel) -> str:
@@ -156,13 +176,7 @@ def open_real(env: str | gym.Env | None, model: DreamModel) -> Returnable:
     Raises:
         ValueError: if there is none, or its spaces are not the world's.
     """
-    if isinstance(env, gym.Env):
-        real = Returnable(env)
-    else:
-        name = env or model.env.get("id")
-        if name is None:
-            raise ValueError("The checkpoint does not tell which environment it was learnt from: give env, its id.")
-        real = Returnable(make_env(name, **{k: v for k, v in model.env.items() if k not in _KEPT_FACTS}))
+    real = Returnable(env if isinstance(env, gym.Env) else remake_env(model.env, env))
     for name in ("observation_space", "action_space"):
         have, known = getattr(real, name), getattr(model.world, name)
         if have != known:

@@ -96,12 +96,14 @@ def trust_horizons(errors: Floats, baseline: Floats) -> Horizons:
 
 
 def survival_quantile(horizons: Horizons, share: float, ceiling: int) -> float:
-    """The steps within which `share` of the windows have failed, by Kaplan and Meier; at most `ceiling`.
+    """The steps within which `share` of the windows have failed, by Kaplan and Meier; at most `ceiling`, of none NaN.
 
     Example:
         >>> survival_quantile(Horizons(np.array([1, 2, 9, 9]), np.array([False, False, True, True])), 0.5, ceiling=9)
         2.0
     """
+    if not len(horizons.steps):
+        return float("nan")
     if horizons.censored.all():
         return float(ceiling)
     data = scipy.stats.CensoredData.right_censored(horizons.steps, horizons.censored)

@@ -106,7 +106,7 @@ def save_world(
         path: the file.
         world: the world.
         starts: posterior states of real episodes; without them a dream begins only from a given observation.
-        env: what is worth telling of the real environment (JSON), such as its `id` and `max_episode_steps`.
+        env: what is worth telling of the real environment (JSON; `wmgym.facts`).
     """
     manifest, tensors = pack_world(world, starts)
     return checkpoint.save(Path(path), manifest | {"env": dict(env or {})}, tensors)

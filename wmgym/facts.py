@@ -1,0 +1,60 @@
+"""What a checkpoint or a data set tells of its real environment.
+
+A JSON object: the arguments of `make_vec` as they were given (`id` among them), `episode_limit`, and in `lost` the
+names of arguments that no file can hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+
+LIMIT = "episode_limit"
+"""Decisions after which the real environment cuts its episodes; None where that is not known."""
+LOST = "lost"
+_OLD_LIMIT = "max_episode_steps"
+"""The limit's name in files that do not have `LIMIT`; in others it is an argument of `gym.make`, in its own steps."""
+
+
+def episode_limit(facts: Mapping[str, Any]) -> int | None:
+    """Decisions after which episodes are cut, if that is known.
+
+    Raises:
+        ValueError: if it is no whole number of 1 or more.
+
+    Example:
+        >>> episode_limit({"id": "CartPole-v1", "episode_limit": 500})
+        500
+    """
+    limit = facts.get(LIMIT if LIMIT in facts else _OLD_LIMIT)
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise ValueError(f"an environment's {LIMIT} must be a whole number, 1 or more, not {limit!r}")
+    return limit
+
+
+def registered_limit(arguments: Mapping[str, Any], repeat: int) -> int | None:
+    """Decisions of `repeat` steps after which `gym.make` cuts the episodes of an id, if it does.
+
+    Example:
+        >>> registered_limit({"id": "Pendulum-v1"}, repeat=4)
+        50
+    """
+    spec = gym.registry.get(arguments.get("id", ""))
+    steps = arguments.get(_OLD_LIMIT) or (spec and spec.max_episode_steps)
+    return math.ceil(steps / repeat) if steps and steps > 0 else None
+
+
+def make_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `make_vec` that the environment was made with, as far as they are told.
+
+    Example:
+        >>> make_arguments({"id": "CartPole-v1", "subprocess": True, "episode_limit": 500})
+        {'id': 'CartPole-v1', 'subprocess': True}
+    """
+    told = (LIMIT, LOST) if LIMIT in facts else (LOST, _OLD_LIMIT)
+    return {name: value for name, value in facts.items() if name not in told}
