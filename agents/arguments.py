@@ -184,6 +184,18 @@ def passed_on(base: type, given: dict[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in argument_names(base) if name in given}
 
 
+def refuse_ignored(kind: str, base: type, options: dict[str, Any], names: Iterable[str]) -> None:
+    """Refuse arguments of `base` among `options` that an agent of `kind` has no use for.
+
+    Raises:
+        TypeError: naming the argument. A checkpoint holds them too, at their defaults, which are let through.
+    """
+    defaults = inspect.signature(base.__init__).parameters  # type: ignore[misc]
+    for name in names:
+        if name in options and options[name] != defaults[name].default:
+            raise TypeError(f"{kind} has no use for {name}={options[name]!r}: leave it out (it is {base.__name__}'s).")
+
+
 def argument_names(cls: type) -> list[str]:
     """Every argument of the constructors, which agents keep as attributes of the same name."""
     names = [name for base in cls.__mro__ if "__init__" in base.__dict__ for name in _signature(base)]

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from abc import abstractmethod
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,7 @@ class WorldModelAgent(Collecting):
         self._updates_due = 0.0
         self._pretrained = False
         check_numbers(self)
-        self._metrics: dict[str, list[Tensor]] = defaultdict(list)
+        self._metrics: dict[str, deque[Tensor]] = defaultdict(lambda: deque(maxlen=1000))  # if nothing is ever logged
         if _init_setup_model:
             self._setup_model()
 
@@ -372,7 +372,7 @@ class WorldModelAgent(Collecting):
             if count:
                 self.logger.record(name, count)
         for name, values in self._metrics.items():
-            self.logger.record(f"train/{name}", torch.stack(values).mean().item())
+            self.logger.record(f"train/{name}", torch.stack([*values]).mean().item())
         self._metrics.clear()
         self.logger.dump(step=self.num_timesteps)
 

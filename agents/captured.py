@@ -77,11 +77,13 @@ def capture_updates(agent: WorldModelAgent, recorder: Recorder | None = None) ->
         recorder: None: CUDA graphs.
 
     Raises:
-        ValueError: for another agent, or another device.
+        ValueError: for another agent, one that predicts ends as DreamerV1 does, or another device.
     """
     if type(agent) not in CAPTURABLE:
         able = ", ".join(cls.__name__ for cls in CAPTURABLE)
         raise ValueError(f"Updates of {type(agent).__name__} cannot be captured, only those of {able}.")
+    if getattr(agent, "pcont", False):
+        raise ValueError("Updates with pcont=True cannot be captured: how many dreams they start hangs on the data.")
     if recorder is None:
         if agent.device.type != "cuda":
             raise ValueError(f'Updates are captured on a CUDA device, and this agent is on "{agent.device}".')

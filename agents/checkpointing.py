@@ -57,6 +57,7 @@ class CheckpointEvery(BaseCallback):
             raise ValueError(f"every={every} and keep={keep} must be 1 or more.")
         self.folder, self.every, self.keep = Path(folder), every, keep
         self._written: tuple[int, Path] | None = None
+        self._stage: str | None = None
 
     def _on_training_start(self) -> None:
         further = [path for steps, path in _checkpoints(self.folder) if steps > self.model.num_timesteps]
@@ -65,6 +66,7 @@ class CheckpointEvery(BaseCallback):
                 f"{self.folder} holds {further[-1].name}, of a run that went further than this one "
                 f"({self.model.num_timesteps} decisions): load it to go on, or choose another folder."
             )
+        self._stage = getattr(self.model, "_stage", None)
         for leftover in self.folder.glob(".checkpoint-*.tmp"):  # of a program that was killed while it wrote
             _remove(leftover)
 
@@ -73,6 +75,13 @@ class CheckpointEvery(BaseCallback):
         if self.model.num_timesteps // self.every > before // self.every:
             self.write()
         return True
+
+    def _on_rollout_end(self) -> None:
+        """World Models calls it after each of its stages too, which may take an hour without a decision."""
+        stage = getattr(self.model, "_stage", None)
+        if stage != self._stage:
+            self.write()
+        self._stage = stage
 
     def _on_training_end(self) -> None:
         # World Models goes through stages without taking steps, and forgets then what was saved before.
@@ -87,7 +96,7 @@ class CheckpointEvery(BaseCallback):
         """
         path = self.folder / f"checkpoint-{self.model.num_timesteps:09d}.zip"
         try:
-            self.model.save(path, include=() if self.model.buffer_folder else ("replay_buffer",))
+            self.model.save(path, include=self.model.replay_to_include)
         except CheckpointError as error:
             log.error("%s Training goes on; the last good checkpoint is %s.", error, self._last())
             if not path.exists():

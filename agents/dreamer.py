@@ -47,6 +47,10 @@ from wmgym.worlds.tssm import TSSM, TSSMConfig
 ActorGradient = Literal["auto", "dynamics", "reinforce"]
 
 
+OF_THE_FLAGSHIP_S_WORLD = ("dynamics", "context", "picture_share", "picture_scale", "standardize")
+"""Arguments that the papers' agents, whose worlds are the papers', do not have."""
+
+
 class Dreamer(WorldModelAgent):
     """The flagship agent: an RSSM with Gaussian latents and an actor-critic that learns in its dreams.
 

@@ -21,8 +21,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
-from agents.arguments import passed_on
-from agents.dreamer import Dreamer
+from agents.arguments import passed_on, refuse_ignored
+from agents.dreamer import OF_THE_FLAGSHIP_S_WORLD, Dreamer
 from agents.imagination import Rollout, frozen, lambda_returns, reach_weights
 from agents.policy import WorldModelPolicy
 from wmgym.nets.coders import normal_coder
@@ -104,6 +104,8 @@ class DreamerV1(Dreamer):
         self.pcont, self.pcont_scale = pcont, pcont_scale
         scales: dict[str, Any] = {"free_nats": free_nats, "vector_scale": vector_scale, "continue_scale": pcont_scale}
         world_config = world_config or v1_world(deter, stoch, units, depth, gamma, pcont, **scales)
+        ignored = (*OF_THE_FLAGSHIP_S_WORLD, "actor_gradient", "entropy_scale", "slow_rate")
+        refuse_ignored("DreamerV1", Dreamer, options, ignored)
         super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:

@@ -22,8 +22,8 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
-from agents.arguments import passed_on
-from agents.dreamer import ActorGradient, Dreamer
+from agents.arguments import passed_on, refuse_ignored
+from agents.dreamer import OF_THE_FLAGSHIP_S_WORLD, ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
 from agents.imagination import Rollout, frozen, lambda_returns, matmul_precision, policy_objective, reach_weights
 from agents.policy import WorldModelPolicy
@@ -119,6 +119,7 @@ class DreamerV2(Dreamer):
         scales: dict[str, Any] = {"kl_balance": kl_balance, "kl_scale": kl_scale, "free_nats": free_nats}
         scales |= {"vector_scale": vector_scale, "continue_scale": pcont_scale}
         world_config = world_config or v2_world(deter, stoch, classes, units, depth, gamma, pcont, **scales)
+        refuse_ignored("DreamerV2", Dreamer, options, OF_THE_FLAGSHIP_S_WORLD)
         super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:

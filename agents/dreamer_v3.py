@@ -26,8 +26,8 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
-from agents.arguments import passed_on
-from agents.dreamer import ActorGradient, Dreamer
+from agents.arguments import passed_on, refuse_ignored
+from agents.dreamer import OF_THE_FLAGSHIP_S_WORLD, ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
 from agents.imagination import ReturnRange, Rollout, frozen, lambda_returns, matmul_precision
 from agents.policy import WorldModelPolicy
@@ -117,6 +117,7 @@ class DreamerV3(Dreamer):
         config = v3_world(width, gamma, unimix, free_nats, dyn_scale, rep_scale)
         world_config = world_config or config
         options |= {"deter": config.deter, "stoch": config.stoch, "units": width, "depth": config.encoder.depth}
+        refuse_ignored("DreamerV3", Dreamer, options, OF_THE_FLAGSHIP_S_WORLD)
         super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
 
     # -- networks ---------------------------------------------------------------------------------------------

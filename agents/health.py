@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from agents.storage import Storable
+from wmgym.files import CheckpointError
 from wmgym.random import Noise
 from wmgym.worlds.base import SequenceBatch, World, WorldLoss
 
@@ -173,11 +174,14 @@ class Healthy(Storable):
             self._give_up(NotFiniteError("a number in it is NaN or infinite"))
 
     def _give_up(self, fault: Exception) -> NoReturn:
-        path = self.save(self._emergency_path("diverged"), include=["replay_buffer"])
+        try:
+            path = self.save(self._emergency_path("diverged"), include=self.replay_to_include)
+            kept = f"The agent with the weights from before them is saved to {path}."
+        except CheckpointError as error:
+            kept = f"It is not saved: {error}"
         raise DivergedError(
-            f"{self._skipped_in_a_row} updates in a row were spoilt, the last one because {fault}. The agent with the "
-            f"weights from before them is saved to {path}. Lower the learning rates, or look at the size of the "
-            "environment's rewards and observations."
+            f"{self._skipped_in_a_row} updates in a row were spoilt, the last one because {fault}. {kept} Lower the "
+            "learning rates, or look at the size of the environment's rewards and observations."
         ) from fault
 
 

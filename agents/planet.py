@@ -55,7 +55,7 @@ class PlaNet(WorldModelAgent):
         horizon: H, steps of a plan.
         candidates: plans tried in an iteration.
         elites: how many of them the next iteration is fitted to ("cem", "mppi").
-        iterations: of the search; None: 10, for "random" 1.
+        iterations: of the search; None: 10, for "random" 1, which is all it can have.
         warm_start: begin each search around the rest of the last plan.
         temperature: of the world's chance while plans are tried: 1 draws each step from the prior, as the paper does,
             0 takes the prior's mean, which tells plans apart with fewer of them.

@@ -197,7 +197,7 @@ def shifted(plan: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class RandomShooting(Planner):
-    """The best of `candidates` random plans; more than one iteration draws anew around the best.
+    """The best of `candidates` random plans. There is one iteration: what one plan says is nothing to draw around.
 
     Example:
         >>> RandomShooting(candidates=64)
@@ -205,6 +205,11 @@ class RandomShooting(Planner):
     """
 
     iterations: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.iterations != 1:
+            raise ValueError(f"Random shooting has 1 iteration, not {self.iterations}: use more candidates, or CEM.")
 
     def fit(self, belief: Belief, plans: Tensor, returns: Tensor) -> Belief:
         """The best plan alone."""

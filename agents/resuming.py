@@ -110,8 +110,8 @@ class Resumable(BaseAlgorithm):
                 self.load_replay_buffer(path, truncate_last_traj=False)
             except ValueError as error:
                 log.warning("Learning goes on with an empty replay: %s", error)
-        elif path is not None:
-            log.warning("The replay %s is gone: learning goes on with an empty one.", path)
+        elif (gone := path or self.buffer_folder) is not None:
+            log.warning("The replay %s is gone: learning goes on with an empty one.", gone)
         if self.replay_buffer is None:
             return
         try:

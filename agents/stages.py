@@ -81,13 +81,15 @@ class StagedAgent(WorldModelAgent):
         self, callback: BaseCallback, total_timesteps: int, log_interval: int | None, interrupt: InterruptGuard
     ) -> None:
         self._learning_pending = False
+        if self._iteration >= self.iterations and 0 < total_timesteps <= self.num_timesteps:
+            return  # the whole procedure is done, and no decision is asked for
         if self._iteration >= self.iterations or not self.num_timesteps:
             self._begin_procedure()
         while self._iteration < self.iterations:
             with self._anew_after_error():
                 if not self._collect(callback, total_timesteps, log_interval, interrupt):
                     return
-            if not self._fit(interrupt, log_interval):
+            if not self._fit(callback, interrupt, log_interval):
                 return
             self._iteration, self._stage = self._iteration + 1, STAGES[0]
 
@@ -129,7 +131,7 @@ class StagedAgent(WorldModelAgent):
         first = self._first_of(decisions)
         return first + math.ceil((decisions - first) * self._iteration / max(1, self.iterations - 1))
 
-    def _fit(self, interrupt: InterruptGuard, log_interval: int | None) -> bool:
+    def _fit(self, callback: BaseCallback, interrupt: InterruptGuard, log_interval: int | None) -> bool:
         """V, both, M and C; False when interrupted."""
 
         def share(updates: int) -> int:
@@ -156,6 +158,7 @@ class StagedAgent(WorldModelAgent):
             self._joined |= self._stage == "together" and count > 0
             self._finish_stage()
             self._next_stage()
+            callback.on_rollout_end()
         return True
 
     @property
@@ -186,7 +189,7 @@ class StagedAgent(WorldModelAgent):
         self.logger.record("time/iteration", self._iteration)
         self.logger.record("time/stage", f"{self._stage} {self._stage_step}/{count}", exclude="tensorboard")
         for name, values in self._metrics.items():
-            self.logger.record(f"{self._stage}/{name}", torch.stack(values).mean().item())
+            self.logger.record(f"{self._stage}/{name}", torch.stack([*values]).mean().item())
         self._metrics.clear()
         self.logger.dump(step=self.num_timesteps + self._n_updates)
 
@@ -234,4 +237,5 @@ class StagedAgent(WorldModelAgent):
         self._told = list(tensors["stages/told"].cpu().numpy()) if "stages/told" in tensors else []
         self._first_weights = tensors.get("stages/first_weights")
         prefix = "stages/habits/"
-        self._habits = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+        habits = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        self._habits = {name: habit.to(self.device) for name, habit in habits.items()}

@@ -113,15 +113,21 @@ class Storable(Resumable):
         """Save what is needed to go on, unless a callback has just done it, and say where it is."""
         try:
             if self._saved_whole[0] != self.num_timesteps:
-                self.save(self._emergency_path("interrupted"), include=["replay_buffer"])
+                self.save(self._emergency_path("interrupted"), include=self.replay_to_include)
         except CheckpointError as error:
             log.error("Interrupted after %d decisions, and not saved: %s", self.num_timesteps, error)
         else:
             log.warning("Interrupted after %d decisions; saved to %s.", self.num_timesteps, self._saved_whole[1])
 
+    @property
+    def replay_to_include(self) -> tuple[str, ...]:
+        """`include` of a save from which learning can go on; a memory-mapped replay lies in a folder already."""
+        return () if self.buffer_folder else ("replay_buffer",)
+
     def _emergency_path(self, reason: str) -> Path:
         name = self.env_settings["id"].replace("/", "-") if self.env_settings else "env"
-        return self.interrupt_folder / f"{type(self).__name__.lower()}-{name}-{reason}.zip"
+        run = f"{type(self).__name__.lower()}-{name}-seed{self.seed}-{self.num_timesteps}"
+        return self.interrupt_folder / f"{run}-{reason}.zip"
 
     def start_states(self, count: int = 256, length: int = 32) -> StartStates | None:
         """Posterior states for dreams to begin from: up to `count` first steps of episodes and as many others.
@@ -218,6 +224,7 @@ class Storable(Resumable):
         Raises:
             CheckpointError: naming the file and the fault: missing, damaged, foreign, of another algorithm or of
                 other spaces.
+            ValueError: for arguments that are of the environment: make it and give it, `env=...`.
         """
         manifest, tensors = checkpoint.load(path)
         facts = manifest.get("agent")
@@ -225,6 +232,10 @@ class Storable(Resumable):
             raise CheckpointError(f"{path} holds a world but no agent: open it as a dream with gym.make('Dream-v0').")
         if facts["class"] != cls.__name__:
             raise CheckpointError(f"{path} holds a {facts['class']}, not a {cls.__name__}: use {facts['class']}.load.")
+        if of_env := sorted({"n_envs", "observation", "action_repeat", "env_kwargs"} & kwargs.keys()):
+            raise ValueError(
+                f"{of_env[0]} is the environment's, which the file names: give another one instead, env=..."
+            )
         known = set(argument_names(cls))
         changes = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
         try:
@@ -314,8 +325,8 @@ class Storable(Resumable):
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
     def _restore_run(self, run: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
-        self.generator.set_state(tensors["generator"].cpu())
-        self.policy.generator.set_state(tensors["policy"].cpu())
+        for generator, name in ((self.generator, "generator"), (self.policy.generator, "policy")):
+            _restore_generator(generator, tensors[name].cpu(), source)
         replay = run.get("replay") or {}
         if replay.get("file"):
             beside = source.with_name(Path(replay["file"]).name)  # the two were moved together
@@ -332,6 +343,14 @@ class Storable(Resumable):
         self._env_states = [
             {**facts, "actions": tensors[f"env/{i}"].cpu().numpy()} for i, facts in enumerate(run.get("envs", []))
         ] or None
+
+
+def _restore_generator(generator: torch.Generator, state: Tensor, source: Path) -> None:
+    """Go on in the stream of chance that was saved, if it is of the same kind of device."""
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        log.warning("%s is from another kind of device: chance goes on otherwise than it would have there.", source)
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -196,6 +196,7 @@ class WorldModels(VisionMemoryAgent):
     def _check_own_arguments(self) -> None:
         check_choices(self, {"train_in": ("dream", "real"), "ends": ("sample", "threshold", "never")})
         check_choices(self, {"mixture": ("factored", "joint"), "image": ("dreamer", "patches")})
+        check_choices(self, {"starts": ("episode", "any"), "precision": ("float32", "bfloat16")})
         least = dict.fromkeys(("vision_batch", "iterations", "rollouts", "dream_horizon", "evaluate_every"), 1)
         least |= {"components": 1, "together_updates": 0, "together_length": 2}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}

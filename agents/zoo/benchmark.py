@@ -38,7 +38,8 @@ def is_done(path: Path, env_steps: int, retry: bool = False) -> bool:
     if "error" in run:
         stopped = run["error"].strip().splitlines()[-1].startswith(_STOPPED)
         return not (stopped or retry)
-    return bool(run["complete"] and run["env_steps"] and run["env_steps"][-1] >= env_steps)
+    # A run ends with a whole decision.
+    return bool(run["complete"] and run["env_steps"] and run["env_steps"][-1] > env_steps - run.get("action_repeat", 1))
 
 
 class Benchmark:

@@ -175,6 +175,7 @@ class DreamRecorder(BaseCallback):
             name: value[:kept] if isinstance(value, list) and name.endswith(("steps", "mean", "std")) else value
             for name, value in before.items()
         }
+        self.data.pop("error", None)  # of the attempt before
         self.data["resumed"] = [*before.get("resumed", []), {"dream_steps": steps, "commit": describe_commit()}]
         self._spent_before = (before["wall_clock_s"], before["processor_s"])
 
@@ -320,7 +321,7 @@ def _load(algo: str, path: Path, models: Sequence[DreamModel], settings: dict[st
     dreams = restore_normalisers(make_dreams(models, settings, seed), path)
     agent = LEARNERS[algo].load(path, dreams, device="cpu")
     if isinstance(agent, SAC):  # its replay is dreamt anew, which costs no real step
-        agent.learning_starts += agent.num_timesteps
+        agent.learning_starts = settings.get("learning_starts", 100) + agent.num_timesteps  # Stable-Baselines3's 100
     return agent
 
 

@@ -78,8 +78,11 @@ def _run_file(args: argparse.Namespace) -> Path:
 
 
 def _saved_options(path: str, env_id: str) -> dict[str, Any]:
-    config = Path(path).parent / env_id.replace("/", "-") / "config.yml"
-    return yaml.safe_load(config.read_text()).get("env_kwargs") or {}
+    config = yaml.safe_load((Path(path).parent / env_id.replace("/", "-") / "config.yml").read_text())
+    for name in ("normalize", "frame_stack", "env_wrapper", "vec_env_wrapper"):
+        if config.get(name):
+            raise ValueError(f"{path} was trained with {name}, which is not made again here: use rl_zoo3's own enjoy.")
+    return config.get("env_kwargs") or {}
 
 
 def _class_in(path: str) -> type[WorldModelAgent]:

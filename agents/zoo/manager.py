@@ -36,7 +36,8 @@ EVALUATION_SEED = 10_000
 """Added to a run's seed for its evaluation episodes."""
 
 _DECISIONS = 50_000  # where neither the command line nor the YAML says how many
-_ENV_KEYS = ("observation", "action_repeat")
+ENV_KEYS = ("observation", "action_repeat")
+"""Arguments of environments that a hyperparameter file has beside those of agents."""
 
 
 class ZooExperiment(ExperimentManager):
@@ -76,10 +77,11 @@ class ZooExperiment(ExperimentManager):
         self.save_path = str(Path(self.log_path) / f"{self.env_name}_{args.seed + 1}")
         self.params_path = str(Path(self.save_path) / self.env_name)
         self.recorder: ResultRecorder | None = None
+        self._goes_on = False
 
     def _env_options(self, args: argparse.Namespace) -> dict[str, Any]:
         """Arguments of the environment, taken out of the settings; those of real environments are none of dreams."""
-        own = {key: self.settings.pop(key) for key in _ENV_KEYS if key in self.settings}
+        own = {key: self.settings.pop(key) for key in ENV_KEYS if key in self.settings}
         asked = self.settings.pop("env_kwargs", {}) | overrides(args.env_kwargs)
         return asked if is_dream(args.env) else own | asked
 
@@ -141,11 +143,30 @@ class ZooExperiment(ExperimentManager):
         """Our agents make their environments themselves, from the id: so they can be resumed where they stopped."""
         options = dict(hyperparams, seed=self.seed, verbose=self.verbose, device=self.device)
         options |= {"tensorboard_log": self.tensorboard_log, "interrupt_folder": self.save_path}
-        if is_dream(self.env_name.gym_id) or self.env_wrapper or self.vec_env_wrapper or self.normalize:
+        if self._envs_are_wrapped:
             return ALGORITHMS[self.algo](self.create_envs(self.n_envs), **options)
-        options |= {key: self.env_options[key] for key in _ENV_KEYS if key in self.env_options}
-        others = {key: value for key, value in self.env_options.items() if key not in _ENV_KEYS}
+        options |= {key: self.env_options[key] for key in ENV_KEYS if key in self.env_options}
+        others = {key: value for key, value in self.env_options.items() if key not in ENV_KEYS}
         return ALGORITHMS[self.algo](self.env_name.gym_id, n_envs=self.n_envs, env_kwargs=others or None, **options)
+
+    @property
+    def _envs_are_wrapped(self) -> bool:
+        """Whether the environments are more than an id tells, so that no file can name them."""
+        wrappers = self.env_wrapper or self.vec_env_wrapper or self.normalize
+        return bool(wrappers) or is_dream(self.env_name.gym_id)
+
+    def _from_trained(self) -> WorldModelAgent | None:
+        """The agent of `--trained-agent`, at the beginning of this run in this run's environments."""
+        if not self.trained_agent:
+            return None
+        options: dict[str, Any] = {"device": self.device, "interrupt_folder": self.save_path, "seed": self.seed}
+        agent: WorldModelAgent = ALGORITHMS[self.algo].load(self.trained_agent, **options)
+        if self._envs_are_wrapped:
+            agent.set_env(self.create_envs(self.n_envs))
+        else:
+            agent.env_settings = {"id": self.env_name.gym_id, **self.env_options}
+            agent.set_env(self.env_name.gym_id)
+        return agent
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         """As RL Zoo does, in plain YAML that any reader opens safely."""
@@ -164,7 +185,7 @@ class ZooExperiment(ExperimentManager):
         recorder = self._recorder(model)
         if self.args.log:
             model.set_logger(configure(self.args.log, ["csv", "tensorboard"]))
-        done = 0 if self.trained_agent else model.num_timesteps
+        done = model.num_timesteps if self._goes_on else 0
         if done:
             recorder.continue_from(done)
         self.recorder = recorder
@@ -178,7 +199,8 @@ class ZooExperiment(ExperimentManager):
             reset_num_timesteps=not done,
             **options,  # type: ignore[arg-type]
         )
-        if isinstance(model, StagedAgent):  # which learns most after its last decision
+        # Agents in stages learn most after their last decision; with others the end may lie between two evaluations.
+        if isinstance(model, StagedAgent) or recorder.is_behind:
             recorder.evaluate()
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
@@ -196,9 +218,7 @@ class ZooExperiment(ExperimentManager):
         return result_path(self.args.results, self.algo, self.env_name.gym_id, self.args.preset, self.args.seed)
 
     def _resumed(self) -> BaseAlgorithm | None:
-        """The agent to go on with: the one named, or this run's own if it was interrupted."""
-        if self.trained_agent:
-            return ALGOS[self.algo].load(self.trained_agent, device=self.device)
+        """The agent to go on with: this run's own if it was interrupted, or the one named, for a run of its own."""
         if self.args.anew:
             shutil.rmtree(self.resume_folder, ignore_errors=True)
         try:
@@ -206,11 +226,13 @@ class ZooExperiment(ExperimentManager):
         except CheckpointError:  # none was begun, or the first one was being written when the run was killed
             if self.args.resume:
                 raise
-            return None
+            return self._from_trained()
         if not self.result_path().is_file():
             raise ValueError(f"{path} is of an interrupted run whose {self.result_path()} is gone: use --anew.")
         print(f"Resuming from {path}. (--anew begins again.)")
-        return ALGOS[self.algo].load(path, device=self.device, interrupt_folder=self.save_path)
+        self._goes_on = True
+        env = self.create_envs(self.n_envs) if self._envs_are_wrapped else None
+        return ALGOS[self.algo].load(path, env=env, device=self.device, interrupt_folder=self.save_path)
 
     def _recorder(self, model: BaseAlgorithm) -> ResultRecorder:
         args = self.args

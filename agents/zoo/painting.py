@@ -123,8 +123,8 @@ def attach(world: World, render: Callable[[Tensor], Tensor]) -> None:
 
 def state_of(agent: WorldModelAgent, carry: tuple[np.ndarray, ...]) -> State:
     """The world's state in what `predict` returned."""
-    leaves = [torch.as_tensor(leaf, device=agent.world.device) for leaf in carry[:-1]]
-    return type(agent.world.initial(1))(*leaves)
+    kind = type(agent.world.initial(1))  # policies that plan or have goals carry these too, after the state
+    return kind(*(torch.as_tensor(leaf, device=agent.world.device) for leaf in carry[: len(kind._fields)]))
 
 
 def rendered(env: gym.Env) -> np.ndarray:

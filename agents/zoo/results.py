@@ -193,6 +193,11 @@ class ResultRecorder(EvalCallback):
         self.best_mean_reward = max((float(np.mean(returns)) for returns in self.evaluations_results), default=-np.inf)
 
     @property
+    def is_behind(self) -> bool:
+        """Whether the run has gone on since the last evaluation."""
+        return self.data["env_steps"][-1] < self._env_steps
+
+    @property
     def _env_steps(self) -> int:
         """Simulator steps so far, those that C's evolution took in the real environment among them."""
         return (self.num_timesteps + getattr(self.model, "evolution_steps", 0)) * self.action_repeat

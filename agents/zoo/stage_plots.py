@@ -47,15 +47,15 @@ def plot_dreams(path: str | Path, agent: WorldModels, dreams: int = 4, count: in
         render_mode="rgb_array",
         horizon=count * every + 1,
     )
-    features, _ = env.reset(seed=0)
+    features = torch.as_tensor(env.reset(seed=0)[0], device=agent.device)
     rows: list[list[np.ndarray]] = [[] for _ in range(dreams)]
     for step in range(count * every):
         if step % every == 0:
-            for row, frame in zip(rows, render_frames(agent.world, torch.as_tensor(features))):
+            for row, frame in zip(rows, render_frames(agent.world, features)):
                 row.append(frame)
         with torch.no_grad():
-            action = agent.policy.actor(torch.as_tensor(features)).action
-        features = env.step(agent.policy.to_environment(action))[0]
+            action = agent.policy.actor(features).action
+        features = torch.as_tensor(env.step(agent.policy.to_environment(action))[0], device=agent.device)
     return _grid(path, rows, [f"dream {i}" for i in range(dreams)])
 
 

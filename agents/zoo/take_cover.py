@@ -29,6 +29,7 @@ from agents.zoo.hyperparams import load_preset, overrides, read_preset
 from agents.zoo.results import describe_origin
 from agents.zoo.stage_plots import plot_dreams, plot_evolution, plot_reconstructions
 from wmgym.allocator import keep_freed_memory
+from wmgym.files import atomic_writer
 from wmgym.games import TAKE_COVER
 from wmgym.real import make_vec
 
@@ -217,11 +218,11 @@ class TakeCover:
     def write(self) -> None:
         """The result file, as far as it is known."""
         path = self.path
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.data["updates"] = self.agent._n_updates
         self.data["wall_clock_s"] = round(time.time() - self.started, 1)
         self.data["processor_s"] = round(self.processor_s + time.process_time(), 1)
-        path.write_text(json.dumps(self.data, indent=1) + "\n")
+        with atomic_writer(path) as file:
+            file.write((json.dumps(self.data, indent=1) + "\n").encode())
 
 
 def _summary(returns: Any) -> dict[str, Any]:

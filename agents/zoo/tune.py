@@ -16,7 +16,7 @@ import torch
 import yaml
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 
-from agents.zoo.manager import ZooExperiment
+from agents.zoo.manager import ENV_KEYS, ZooExperiment
 from agents.zoo.train import build_parser
 
 
@@ -25,7 +25,9 @@ def best_entry(experiment: ZooExperiment, study: optuna.Study) -> dict[str, dict
     found = HYPERPARAMS_CONVERTER[experiment.algo](study.best_params)
     _, saved = experiment.read_hyperparameters()
     env_options = saved.pop("env_kwargs")
-    return {"default": {**saved, **env_options, **found}}
+    own = {name: env_options.pop(name) for name in ENV_KEYS if name in env_options}
+    others = {"env_kwargs": env_options} if env_options else {}
+    return {"default": {**saved, **own, **others, **found}}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -204,7 +204,7 @@ def test_sigterm_saves_says_where_and_ends_the_program(
     with pytest.raises(SystemExit) as ended:
         tiny("CartPole-v1", interrupt_folder=tmp_path).learn(WHOLE, send(signal.SIGTERM, 50))
     assert ended.value.code == 143
-    path = tmp_path / "dreamer-CartPole-v1-interrupted.zip"
+    (path,) = tmp_path.glob("dreamer-CartPole-v1-seed*-50-interrupted.zip")
     assert caplog.messages == [f"Interrupted after 50 decisions; saved to {path}."]
     assert signal.getsignal(signal.SIGTERM) is handler
     agent = Dreamer.load(path, device="cpu").learn(WHOLE - 50, reset_num_timesteps=False)

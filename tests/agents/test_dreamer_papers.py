@@ -70,6 +70,13 @@ def dream(agent: Dreamer, batch: SequenceBatch) -> tuple[Any, Rollout]:
     return states, agent._dream(states)
 
 
+@pytest.mark.parametrize("paper", PAPERS)
+def test_what_would_change_nothing_is_refused(paper: type[Dreamer]) -> None:
+    for name, value in {"dynamics": "tssm", "standardize": True, "picture_share": 0.5}.items():
+        with pytest.raises(TypeError, match=f"{paper.__name__} has no use for {name}="):
+            paper("Pendulum-v1", **{name: value})
+
+
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
 @pytest.mark.parametrize("paper", PAPERS)
 def test_updates_lower_the_world_loss_and_change_everything(paper: type[Dreamer], env: str) -> None:

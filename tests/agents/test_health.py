@@ -99,13 +99,28 @@ def test_after_too_many_in_a_row_training_stops_with_the_state_from_before(
     before = {name: value.clone() for name, value in agent.policy.state_dict().items()}
     spoil(agent.world, "loss", {1, 2, 3}, agent, nan_total)
     with pytest.raises(
-        DivergedError, match=r"3 updates in a row.*world's loss is nan.*dreamer-CartPole-v1-diverged\.zip"
+        DivergedError, match=r"3 updates in a row.*world's loss is nan.*dreamer-CartPole-v1-seed\d+-\d+-diverged\.zip"
     ):
         agent.learn(100, reset_num_timesteps=False)
-    saved = Dreamer.load(tmp_path / "dreamer-CartPole-v1-diverged.zip", device="cpu")
+    saved = Dreamer.load(next(tmp_path.glob("dreamer-CartPole-v1-seed*-diverged.zip")), device="cpu")
     assert all(torch.equal(value, before[name]) for name, value in saved.policy.state_dict().items())
     assert saved._skipped_updates == 3
     assert saved.learn(20, reset_num_timesteps=False).num_timesteps > 60
+
+
+def test_training_that_stops_so_says_why_even_where_it_cannot_be_saved(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    agent = tiny("CartPole-v1", max_skipped_updates=2, interrupt_folder=tmp_path / "file").learn(60)
+    spoil(agent.world, "loss", {1, 2}, agent, nan_total)
+    with pytest.raises(DivergedError, match=r"2 updates in a row.*It is not saved"):
+        agent.learn(100, reset_num_timesteps=False)
+
+
+def test_metrics_do_not_pile_up_where_nothing_is_logged(tiny: Any) -> None:
+    agent = tiny("CartPole-v1").learn(60, log_interval=None)
+    for _ in range(1100 - agent._n_updates):
+        agent._metrics["world_loss"].append(torch.zeros(()))
+    assert len(agent._metrics["world_loss"]) <= 1000
 
 
 def test_a_good_update_between_them_starts_the_count_anew(tiny: Any) -> None:

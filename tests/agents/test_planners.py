@@ -91,6 +91,11 @@ def test_cem_beats_random_shooting_with_as_many_plans() -> None:
     assert (formula.returns(climbed.unsqueeze(2), noise()) > formula.returns(thrown.unsqueeze(2), noise())).all()
 
 
+def test_random_shooting_has_no_second_iteration() -> None:
+    with pytest.raises(ValueError, match="1 iteration, not 3"):
+        RandomShooting(6, 100, iterations=3)
+
+
 def test_the_optimum_may_lie_on_the_edge() -> None:
     formula = Formula()
     formula.best = formula.best.sign()

@@ -18,7 +18,7 @@ import torch
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 
 from agents import Dreamer
-from wmgym import DreamVecEnv, as_model
+from wmgym import DreamVecEnv, as_model, checkpoint
 from wmgym.real import make_vec
 
 HALF, WHOLE = 90, 150
@@ -201,6 +201,33 @@ def test_parameters_move_between_agents(tiny: Any, tmp_path: Path) -> None:
         pupil.set_parameters({"policy": parameters["policy"]})
 
 
+def test_an_agent_from_another_kind_of_device_is_read(tiny: Any, tmp_path: Path, caplog: Any) -> None:
+    """A CUDA generator's state has 16 bytes, and means nothing to a CPU's."""
+    path = tiny("CartPole-v1").learn(HALF).save(tmp_path / "a", include=["replay_buffer"])
+    manifest, tensors = checkpoint.load(path)
+    tensors |= {f"run/{name}": torch.zeros(16, dtype=torch.uint8) for name in ("generator", "policy")}
+    checkpoint.save(path, manifest, tensors)
+    with caplog.at_level(logging.WARNING, "wmgym"):
+        agent = resumed(path)
+    assert caplog.text.count("another kind of device") == 2
+    assert agent.num_timesteps == WHOLE
+
+
+def test_what_is_of_the_environment_is_refused(tiny: Any, tmp_path: Path) -> None:
+    path = tiny("CartPole-v1").save(tmp_path / "a")
+    with pytest.raises(ValueError, match="n_envs is the environment's"):
+        Dreamer.load(path, n_envs=4)
+
+
+def test_a_memory_mapped_replay_that_is_gone_is_told(tiny: Any, tmp_path: Path, caplog: Any) -> None:
+    folder = tmp_path / "replay"
+    path = tiny("CartPole-v1", buffer_size=500, buffer_folder=folder).learn(HALF).save(tmp_path / "half")
+    shutil.rmtree(folder)
+    with caplog.at_level(logging.WARNING, "wmgym"):
+        resumed(path)
+    assert f"The replay {folder} is gone" in caplog.text
+
+
 # -- Ctrl-C ---------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +247,7 @@ def test_ctrl_c_saves_and_says_where_and_the_run_goes_on(
     agent = tiny("CartPole-v1", interrupt_folder=tmp_path / "runs")
     with caplog.at_level(logging.WARNING, "wmgym"), pytest.raises(KeyboardInterrupt):
         agent.learn(WHOLE, callback=interrupt_at(HALF))
-    path = tmp_path / "runs" / "dreamer-CartPole-v1-interrupted.zip"
+    path = tmp_path / "runs" / f"dreamer-CartPole-v1-seed{agent.seed}-{HALF}-interrupted.zip"
     assert caplog.messages == [f"Interrupted after {HALF} decisions; saved to {path}."]
     assert signal.getsignal(signal.SIGINT) is handler
     unbroken = tiny("CartPole-v1").learn(WHOLE)
@@ -237,6 +264,6 @@ def test_ctrl_c_saves_even_when_it_ended_the_environments_too(tiny: Any, counter
 
     with pytest.raises(KeyboardInterrupt):
         tiny(Remote(), interrupt_folder=tmp_path).learn(100)
-    again = Dreamer.load(tmp_path / "dreamer-env-interrupted.zip", env=counter(), device="cpu")
+    again = Dreamer.load(next(tmp_path.glob("dreamer-env-seed*-interrupted.zip")), env=counter(), device="cpu")
     assert again.learn(40, reset_num_timesteps=False).num_timesteps == 100
     assert len(again.replay_buffer) > 100

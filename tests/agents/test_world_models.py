@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import WorldModels
+from agents.checkpointing import CheckpointEvery
 from agents.controllers import Controller
 from agents.rollouts import dream_returns, real_returns
 from wmgym.nets.coders import CoderConfig
@@ -225,7 +226,7 @@ def test_collecting_goes_on_where_it_was_interrupted(
 
     with pytest.raises(KeyboardInterrupt):
         agent.learn(decisions, callback=interrupt)
-    saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
+    saved = WorldModels.load(next(tmp_path.glob("worldmodels-CartPole-v1-seed*-interrupted.zip")), device="cpu")
     assert (saved._stage, saved.num_timesteps) == ("collect", at)
     assert_same(saved.learn(decisions - at, reset_num_timesteps=False), unbroken)
 
@@ -335,6 +336,34 @@ def test_the_seed_decides_everything(env: str) -> None:
     assert not torch.equal(one.policy.actor.weights, other.policy.actor.weights)
 
 
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    """A run that is killed after its last stage goes on with nothing."""
+    agent = tiny("CartPole-v1").learn(60)
+    path = agent.save(tmp_path / "done", include=["replay_buffer"])
+    again = WorldModels.load(path, device="cpu").learn(0, reset_num_timesteps=False)
+    assert_same(again, agent)
+
+
+def test_every_stage_leaves_a_checkpoint(tmp_path: Path) -> None:
+    stages: list[str] = []
+
+    class Watched(CheckpointEvery):
+        def write(self) -> Path | None:
+            path = super().write()
+            stages.append(self.model._stage)
+            return path
+
+    tiny("CartPole-v1").learn(60, Watched(tmp_path, every=30))
+    assert stages[:2] == ["collect"] * 2
+    assert stages[2:] == ["together", "memory", "controller", "collect"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("starts", "episodes"), ("precision", "bf16")])
+def test_names_that_do_not_exist_are_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{value}'"):
+        tiny("CartPole-v1", **{name: value})
+
+
 @pytest.mark.parametrize(
     ("stage", "at"), [("_vision_step", 4), ("_together_step", 2), ("_memory_step", 3), ("_controller_step", 4)]
 )
@@ -354,7 +383,7 @@ def test_what_is_interrupted_goes_on_within_its_stage(
     monkeypatch.setattr(WorldModels, stage, interrupted)
     with pytest.raises(KeyboardInterrupt):
         tiny("CartPole-v1", **changes, interrupt_folder=tmp_path).learn(120)
-    saved = WorldModels.load(tmp_path / "worldmodels-CartPole-v1-interrupted.zip", device="cpu")
+    saved = WorldModels.load(next(tmp_path.glob("worldmodels-CartPole-v1-seed*-interrupted.zip")), device="cpu")
     assert saved._stage_step == at
     monkeypatch.undo()
     assert saved.num_timesteps == 60

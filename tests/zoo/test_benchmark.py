@@ -42,7 +42,7 @@ SUITE = {
 
 def write_result(path: Path, **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"complete": True, "env_steps": [0, 80], **changes}))
+    path.write_text(json.dumps({"complete": True, "env_steps": [0, 80], "action_repeat": 1, **changes}))
     return path
 
 
@@ -52,6 +52,7 @@ def test_what_is_done_and_what_is_not(tmp_path: Path) -> None:
     assert not is_done(tmp_path / "none.json", 80)
     assert is_done(write_result(tmp_path / "a.json"), 80)
     assert not is_done(write_result(tmp_path / "b.json", env_steps=[0, 40]), 80)  # it was asked for less
+    assert is_done(write_result(tmp_path / "f.json", env_steps=[0, 78], action_repeat=3), 80)  # whole decisions
     assert not is_done(write_result(tmp_path / "c.json", complete=False), 80)
     assert not is_done(write_result(tmp_path / "d.json", complete=False, error=stopped), 80)
     assert is_done(write_result(tmp_path / "e.json", complete=False, error=failed), 80)
@@ -177,7 +178,7 @@ def test_tune_prints_the_best_of_its_trials_and_goes_on(tmp_path: Path, capsys: 
         "-f",
         str(tmp_path),
     ]
-    options += ["--set", *TINY]
+    options += ["--env-kwargs", "sutton_barto_reward=True", "--set", *TINY]
     assert tune.main([*options, "--n-trials", "2"]) == 0
     assert "2 trials; the best is number" in capsys.readouterr().out
     assert tune.main([*options, "--n-trials", "1"]) == 0
@@ -187,4 +188,5 @@ def test_tune_prints_the_best_of_its_trials_and_goes_on(tmp_path: Path, capsys: 
     (best,) = tmp_path.glob("tune/*.yml")
     entry = yaml.safe_load(best.read_text())["default"]
     assert entry["units"] == 16
+    assert entry["env_kwargs"] == {"sutton_barto_reward": True}
     assert 1e-4 <= entry["learning_rate"] <= 3e-3

@@ -78,8 +78,23 @@ def test_an_interrupted_run_goes_on_and_a_complete_one_is_left_alone(
     assert result["complete"]
     assert result["dream_steps"] == [0, 32, 64, 96]
     assert result["resumed"][0]["dream_steps"] == 32
+    assert "error" not in result
     assert run(world, tmp_path, *arguments) == result
     assert "is complete" in capsys.readouterr().out
+
+
+def test_sac_waits_for_dreams_after_every_resume_no_longer_than_after_the_first(tmp_path: Path) -> None:
+    """Its replay is dreamt anew each time."""
+    env = make_env("Pendulum-v1")
+    made = RSSM(env.observation_space, env.action_space, RSSMConfig(deter=8, stoch=4, hidden=8))
+    models = [as_model(made, StartStates(made.initial(2), torch.tensor([True, True])))]
+    settings, path = {"learning_starts": 50, "dreams": 2, "dream": {"horizon": 8}}, tmp_path / "sac.zip"
+    agent = dream_training.make_agent("sac", models, path, settings, 0)
+    for steps in (200, 400):
+        agent.num_timesteps = steps
+        dream_training.save_agent(agent, path)
+        agent = dream_training._load("sac", path, models, settings, 0)
+        assert agent.learning_starts == 50 + steps
 
 
 def test_what_observations_are_normalised_by_is_kept_without_a_pickle(world: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from importlib.resources import files
 from pathlib import Path
@@ -19,31 +18,10 @@ from agents.zoo import manager, train
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
 from agents.zoo.registry import import_environments, register_algorithms
 
-TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
-TINY += ["learning_starts=40", "train_ratio=4"]
+from .runs import TINY, arguments, interrupt_at, result
+
 STAGED = ["latent=4", "hidden=8", "vision_updates=2", "memory_updates=2", "batch_size=2", "batch_length=8"]
 STAGED += ["population=4", "evaluate_rollouts=2"]
-
-
-def arguments(folder: Path, *more: str, env: str = "CartPole-v1") -> list[str]:
-    steps = ["--env", env, "--env-steps", "120", "--eval-every", "40", "--eval-episodes", "2", "--verbose", "0"]
-    return [*steps, "--results", str(folder / "results"), "-f", str(folder / "runs"), *more]
-
-
-def result(folder: Path) -> dict[str, Any]:
-    (path,) = (folder / "results").glob("*/*/*.json")
-    return json.loads(path.read_text())
-
-
-def interrupt_at(step: int, patch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
-    evaluating = manager.ResultRecorder._on_step
-
-    def interrupting(self: Any) -> bool:
-        if self.num_timesteps == step:
-            signal.raise_signal(number)
-        return evaluating(self)
-
-    patch.setattr(manager.ResultRecorder, "_on_step", interrupting)
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ import torch
 from moviepy import VideoFileClip
 
 import wmgym
-from agents import Dreamer
+from agents import TDMPC2, Director, Dreamer, PlaNet
 from agents.zoo import enjoy, export, record, train
 from agents.zoo.export import LARGEST, card, shrink
-from agents.zoo.painting import Painter, collect, fit, paint
+from agents.zoo.painting import Painter, collect, fit, paint, state_of
 from agents.zoo.report import Returns
 from agents.zoo.suites import read_suites
 from wmgym import checkpoint
@@ -90,6 +90,22 @@ def test_a_painter_learns_what_states_look_like(trained: Path) -> None:
     assert gallery.pictures.shape == (60, 64, 64, 3)
     losses = fit(Painter(agent.world.feature_size, depth=4), gallery, updates=60, batch_size=8)
     assert np.mean(losses[-10:]) < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (PlaNet, {"warm_start": True, "candidates": 8, "elites": 2, "iterations": 1, "units": 16, "deter": 16}),
+        (TDMPC2, {"units": 16, "latent": 16}),
+        (Director, {"deter": 16, "units": 16}),
+    ],
+)
+def test_the_world_s_state_is_found_in_what_any_agent_remembers(kind: Any, options: dict[str, Any]) -> None:
+    """Some remember plans or goals too."""
+    agent = kind("Pendulum-v1", seed=0, device="cpu", **options)
+    _, carry = agent.predict(np.zeros(3, np.float32))
+    state = state_of(agent, carry)
+    assert agent.world.features(state).shape == (1, agent.world.feature_size)
 
 
 def test_painting_changes_nothing_of_the_world_and_its_dreams_can_be_seen(trained: Path) -> None:
