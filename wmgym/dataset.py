@@ -12,7 +12,6 @@ where `action[0]` and `reward[0]` say nothing. This is the alignment of `wmgym.w
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from gymnasium import spaces
 
 from wmgym.checkpoint import space_from_json, space_to_json
 from wmgym.dream.convert import ActionConverter
-from wmgym.facts import LIMIT, episode_limit, make_arguments
+from wmgym.facts import LIMIT, episode_limit, in_decisions, make_arguments
 from wmgym.files import DAMAGE, NONSENSE, CheckpointError, atomic_writer
 from wmgym.replay import SequenceReplay
 from wmgym.replay_files import read_json, write_json
@@ -170,10 +169,8 @@ def _environment(env: gym.Env | str, env_kwargs: dict[str, Any]) -> tuple[gym.En
 
 def _time_limit(env: gym.Env) -> int | None:
     """The longest episode in decisions, where the environment tells."""
-    if env.spec is None or not env.spec.max_episode_steps:
-        return None
     repeat = env.get_wrapper_attr("repeat") if env.has_wrapper_attr("repeat") else 1
-    return math.ceil(env.spec.max_episode_steps / repeat)
+    return in_decisions(env.spec.max_episode_steps if env.spec else None, repeat)
 
 
 def _require_same(folder: Path, index: dict[str, Any]) -> None:

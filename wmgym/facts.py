@@ -45,7 +45,12 @@ def registered_limit(arguments: Mapping[str, Any], repeat: int) -> int | None:
         50
     """
     spec = gym.registry.get(arguments.get("id", ""))
-    steps = arguments.get(_OLD_LIMIT) or (spec and spec.max_episode_steps)
+    steps = arguments.get(_OLD_LIMIT) or (spec.max_episode_steps if spec else None)
+    return in_decisions(steps, repeat)
+
+
+def in_decisions(steps: int | None, repeat: int) -> int | None:
+    """A limit of so many simulator steps (None or less than 1: none) in decisions of `repeat` steps."""
     return math.ceil(steps / repeat) if steps and steps > 0 else None
 
 

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from wmgym.replay import SequenceReplay
 
 _MOST = 2**48  # steps of a stream; more than a machine sees in a lifetime
 
 Ranges = Sequence[tuple[int, int]]
 """The steps held of each stream: (oldest, newest + 1)."""
-
-
-class Draws(Protocol):
-    """A replay, as far as chance goes."""
-
-    def get_state(self) -> dict[str, Any]:
-        """Counters and random state."""
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Go back to them."""
 
 
 class Streams:
@@ -125,7 +118,7 @@ class Streams:
 
 
 @contextmanager
-def drawing(replay: Draws, seed: int | None = None) -> Iterator[None]:
+def drawing(replay: SequenceReplay, seed: int | None = None) -> Iterator[None]:
     """What is drawn from `replay` within leaves no trace; with a `seed` it is the same every time."""
     before = replay.get_state()
     if seed is not None:

@@ -14,6 +14,7 @@ from wmgym.dream import as_model
 from wmgym.dream.frames import picture_key, render_frames
 from wmgym.dream.vector import DreamVectorEnv
 from wmgym.random import ModeNoise
+from wmgym.replay_streams import drawing
 
 
 def plot_reconstructions(path: str | Path, agent: WorldModels, count: int = 10) -> Path:
@@ -25,9 +26,8 @@ def plot_reconstructions(path: str | Path, agent: WorldModels, count: int = 10) 
     key = picture_key(agent.world)
     if agent.replay_buffer is None or key is None:
         raise ValueError("Reconstructions need pictures, and an agent that has collected some.")
-    before = agent.replay_buffer.get_state()
-    batch = agent.replay_buffer.sample(count, 1, device=agent.device)
-    agent.replay_buffer.set_state(before)
+    with drawing(agent.replay_buffer):
+        batch = agent.replay_buffer.sample(count, 1, device=agent.device)
     observation = {name: value[0] for name, value in batch.observation.items()}
     with torch.no_grad():
         latent = agent.world.vae.encode(observation).sample(ModeNoise(agent.device))

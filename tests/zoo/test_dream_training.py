@@ -187,4 +187,4 @@ def test_a_world_is_fitted_to_the_replay_of_an_agent(tmp_path: Path) -> None:
     assert model.env["id"] == "CartPole-v1"
     assert model.env == load_model(checkpoint).env
     assert model.starts is not None
-    assert 0 < int((~model.starts.is_first).sum()) <= 3
+    assert int((~model.starts.is_first).sum()) == 2  # one of three ends in an episode's first or last step

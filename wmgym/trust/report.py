@@ -120,7 +120,7 @@ def trust_report(
     try:
         return _report(model, real, _facts_of(world, env, model), policies, episodes, settings, train)
     finally:
-        if real.unwrapped is not getattr(env, "unwrapped", None):
+        if not isinstance(env, gym.Env):
             real.close()
 
 
