@@ -30,6 +30,7 @@ class Resumable(BaseAlgorithm):
     _replay_reference: Path | None = None
     _replay_state: dict[str, Any] | None = None
     _env_states: list[dict[str, Any]] | None = None
+    _replay_written: tuple[Any, ...] | None = None
 
     def _prepare_replay(self) -> None:
         """A replay before learning begins; what a folder holds already stays."""
@@ -55,6 +56,19 @@ class Resumable(BaseAlgorithm):
             raise ValueError("There is no replay to save: learn first.")
         self._replay_reference = self.replay_buffer.save(path)
 
+    def _keep_replay_at(self, path: Path) -> None:
+        """`save_replay_buffer`, unless it wrote these very steps to that file before: they may be gigabytes."""
+        if self._replay_written is None or self._replay_written != self._steps_and_file(path):
+            self.save_replay_buffer(path)
+            self._replay_written = self._steps_and_file(path)
+
+    def _steps_and_file(self, path: Path) -> tuple[Any, ...] | None:
+        """What changes when steps are stored, or when anybody writes the file; None where there is none."""
+        if self.replay_buffer is None or not path.exists():
+            return None
+        file = path.stat()
+        return path.resolve(), self.replay_buffer.get_state()["count"], file.st_size, file.st_mtime_ns
+
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """Read a replay that `save_replay_buffer` wrote.
 
@@ -73,9 +87,13 @@ class Resumable(BaseAlgorithm):
                 f"{path} holds {replay.n_envs} streams, and this agent has {self.n_envs} environments: set_env to as "
                 "many first."
             )
-        self.replay_buffer = replay
-        pending = self._env_states is not None and self._replay_state is not None
-        if truncate_last_traj and not (pending and replay.get_state()["count"] == self._replay_state["count"]):  # type: ignore[index]
+        self.replay_buffer, self._replay_written = replay, None
+        if not truncate_last_traj:
+            return
+        saved = self._replay_state
+        if self._env_states is not None and saved is not None and replay.get_state()["count"] == saved["count"]:
+            replay.set_state(saved)  # the file may have been written before the agent's
+        else:
             replay.mark_cut()
 
     def _states_of_envs(self) -> list[dict[str, Any]]:

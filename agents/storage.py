@@ -96,7 +96,7 @@ class Storable(Resumable):
         if self.replay_buffer is not None:
             self.replay_buffer.flush()
             if "replay_buffer" in (include or ()):
-                self.save_replay_buffer(path.with_name(f"{path.stem}-replay.zip"))
+                self._keep_replay_at(path.with_name(f"{path.stem}-replay.zip"))
         manifest, tensors = pack_world(self.policy.world, self.start_states())
         manifest |= {"env": self._env_facts(), "agent": self._agent_facts()}
         tensors |= self._behaviour_tensors() | self._optimizer_tensors()

@@ -56,6 +56,25 @@ def test_only_the_newest_are_kept_each_with_its_replay(tiny: Any, tmp_path: Path
     assert names(tmp_path) == [f"checkpoint-0000000{steps}{kind}.zip" for steps in (40, 50) for kind in ("-replay", "")]
 
 
+def test_a_replay_that_has_not_grown_is_not_written_again(tiny: Any, assert_same: Any, tmp_path: Path) -> None:
+    agent, replay = tiny("CartPole-v1").learn(60), tmp_path / "agent-replay.zip"
+    agent.save(tmp_path / "agent.zip", include=["replay_buffer"])
+    written = replay.stat().st_ino
+    agent.replay_buffer.sample(4, 5)  # the next draw is another, and the agent's file says so
+    agent.save(tmp_path / "agent.zip", include=["replay_buffer"])
+    assert replay.stat().st_ino == written
+    again = Dreamer.load(tmp_path / "agent.zip", device="cpu")
+    again.load_replay_buffer(replay)
+    for one in (agent, again):
+        one.learn(WHOLE - 60, reset_num_timesteps=False)
+    assert_same(again, agent)
+    agent.save(tmp_path / "agent.zip", include=["replay_buffer"])
+    assert replay.stat().st_ino != written
+    replay.write_bytes(b"of somebody else")
+    agent.save(tmp_path / "agent.zip", include=["replay_buffer"])
+    assert len(SequenceReplay.load(replay)) == len(agent.replay_buffer)
+
+
 def test_writing_them_does_not_change_the_run(tiny: Any, assert_same: Any, tmp_path: Path) -> None:
     assert_same(tiny("CartPole-v1").learn(60, CheckpointEvery(tmp_path, 7)), tiny("CartPole-v1").learn(60))
 
