@@ -91,7 +91,6 @@ class StagedAgent(WorldModelAgent):
                     return
             if not self._fit(callback, interrupt, log_interval):
                 return
-            self._iteration, self._stage = self._iteration + 1, STAGES[0]
 
     def _begin_procedure(self) -> None:
         self._finish_stage()
@@ -181,8 +180,9 @@ class StagedAgent(WorldModelAgent):
         cost["processor_s"] += time.process_time() - processor
 
     def _next_stage(self) -> None:
-        self._stage = STAGES[(STAGES.index(self._stage) + 1) % len(STAGES)]
-        self._stage_step = 0
+        ended = self._stage == STAGES[-1]
+        self._stage = STAGES[0] if ended else STAGES[STAGES.index(self._stage) + 1]
+        self._iteration, self._stage_step = self._iteration + ended, 0
 
     def _dump_stage(self, count: int) -> None:
         """A line of the log for the stage; its step is real decisions and updates together, which only ever grows."""

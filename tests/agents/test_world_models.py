@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import WorldModels
-from agents.checkpointing import CheckpointEvery
+from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.controllers import Controller
 from agents.rollouts import dream_returns, real_returns
 from wmgym.nets.coders import CoderConfig
@@ -356,6 +357,20 @@ def test_every_stage_leaves_a_checkpoint(tmp_path: Path) -> None:
     tiny("CartPole-v1").learn(60, Watched(tmp_path, every=30))
     assert stages[:2] == ["collect"] * 2
     assert stages[2:] == ["together", "memory", "controller", "collect"]
+
+
+def test_a_run_killed_after_a_round_does_not_repeat_it(tmp_path: Path) -> None:
+    class Copied(CheckpointEvery):
+        def write(self) -> Path | None:
+            path = super().write()
+            if self.model._stage == "collect" and self.model.num_timesteps == 60:  # C's stage has just ended
+                shutil.copytree(self.folder, tmp_path / "killed")
+            return path
+
+    changes = {"iterations": 2, "generations": 2}
+    unbroken = tiny("CartPole-v1", **changes).learn(120, Copied(tmp_path / "run", every=1000))
+    killed = WorldModels.load(last_checkpoint(tmp_path / "killed"), device="cpu")
+    assert_same(killed.learn(60, reset_num_timesteps=False), unbroken)
 
 
 @pytest.mark.parametrize(("name", "value"), [("starts", "episodes"), ("precision", "bf16")])
