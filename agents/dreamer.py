@@ -47,7 +47,7 @@ from wmgym.worlds.tssm import TSSM, TSSMConfig
 ActorGradient = Literal["auto", "dynamics", "reinforce"]
 
 
-OF_THE_FLAGSHIP_S_WORLD = ("dynamics", "context", "picture_share", "picture_scale", "standardize")
+OF_THE_FLAGSHIP_S_WORLD = ("dynamics", "context", "picture_share", "picture_scale", "standardize", "foresight")
 """Arguments that the papers' agents, whose worlds are the papers', do not have."""
 
 
@@ -70,9 +70,10 @@ class Dreamer(WorldModelAgent):
         picture_share: share of the frames that each update reconstructs.
         picture_scale: weight of their squared error.
         standardize: see and judge vectors in units of their deviation (`RSSMConfig.standardize`).
+        foresight: let a vector's numbers count by how well the world foretells them (`RSSMConfig.foresight`).
         ensemble: predictors (2 or more) whose disagreement tells what the world does not know; 0: none. They learn
             beside the world and cost little.
-        world_config: a whole world configuration, instead of `dynamics` to `standardize`: an `RSSMConfig` or a
+        world_config: a whole world configuration, instead of `dynamics` to `foresight`: an `RSSMConfig` or a
             `TSSMConfig`.
         horizon: imagined steps.
         imagine_starts: how many of a batch's posterior states dreams start from; None: all.
@@ -116,6 +117,7 @@ class Dreamer(WorldModelAgent):
         picture_share: float = 0.25,
         picture_scale: float = 1.0,
         standardize: bool = False,
+        foresight: bool = False,
         ensemble: int = 0,
         world_config: RSSMConfig | None = None,
         horizon: int = 12,
@@ -132,10 +134,11 @@ class Dreamer(WorldModelAgent):
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.picture_share, self.picture_scale = picture_share, picture_scale
+        self.foresight = foresight
         self.standardize, self.ensemble, self.dynamics, self.context = standardize, ensemble, dynamics, context
         check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0, "context": 1})
         check_choices(self, {"dynamics": ("rssm", "tssm")})
-        shape = (deter, stoch, units, depth, picture_share, picture_scale, standardize)
+        shape = (deter, stoch, units, depth, picture_share, picture_scale, standardize, foresight)
         config = world_config or flagship_world(*shape)
         if world_config is None and dynamics == "tssm":
             config = TSSMConfig(**vars(config), context=context)
@@ -254,6 +257,7 @@ def flagship_world(
     picture_share: float,
     picture_scale: float = 1.0,
     standardize: bool = False,
+    foresight: bool = False,
 ) -> RSSMConfig:
     """The flagship's world at the given sizes; the layers of pictures run in bfloat16."""
     coder = CoderConfig(
@@ -270,6 +274,7 @@ def flagship_world(
         picture_share=picture_share,
         picture_scale=picture_scale,
         standardize=standardize,
+        foresight=foresight,
         vector_scale=5.0,
         reward_scale=5.0,
         continue_scale=5.0,

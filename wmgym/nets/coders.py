@@ -215,20 +215,41 @@ class Decoder(nn.Module):
         """
         return {key: mean.float() for key, mean in self._means(features, keys).items()}
 
-    def loss(self, features: Tensor, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(
+        self, features: Tensor, observation: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Squared error of every observation given, summed over its dimensions (half of it for "normal").
 
         Args:
             features: (..., feature_size) float32.
             observation: by key, as for `Encoder.forward`; some of the keys are enough.
+            weights: of the numbers of vectors, by key, (N,) or () each; None, or a key left out: all 1.
 
         Returns:
             By key, the shape (...) of the leading dimensions; no constant is added.
         """
-        factor = 0.5 if self.config.likelihood == "normal" else 1.0
         means = self._means(features, observation.keys())
-        errors = {key: self._error(key, mean, observation[key]) for key, mean in means.items()}
-        return {key: factor * error for key, error in errors.items()}
+        weights = weights or {}
+        errors = {key: self._error(key, mean, observation[key], weights.get(key)) for key, mean in means.items()}
+        return {key: self.error_weight * error for key, error in errors.items()}
+
+    @property
+    def error_weight(self) -> float:
+        """What a squared error counts in `loss`."""
+        return 0.5 if self.config.likelihood == "normal" else 1.0
+
+    def errors(self, features: Tensor, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Squared error of every number of the vectors given, in the space that the loss is taken in.
+
+        Args:
+            features: (..., feature_size) float32.
+            observation: vectors by key, (..., N), or (...) for single numbers.
+
+        Returns:
+            By key, in the shape of the observations.
+        """
+        means = self._means(features, observation.keys())
+        return {key: (mean - self._target(observation[key])).square() for key, mean in means.items()}
 
     def observation(self, features: Tensor, keys: Collection[str] | None = None) -> dict[str, Tensor]:
         """The expected observations, as an environment would give them.
@@ -266,13 +287,16 @@ class Decoder(nn.Module):
         lead = features.shape[:-1]
         return {key: mean.reshape((*lead, *self._shapes[key])) for key, mean in means.items() if key in wanted}
 
-    def _error(self, key: str, mean: Tensor, observed: Tensor) -> Tensor:
+    def _error(self, key: str, mean: Tensor, observed: Tensor, weights: Tensor | None) -> Tensor:
         shape = self._shapes[key]
         leading = mean.shape[: mean.ndim - len(shape)]
         if key in self._pictures:
             return picture_error(mean.reshape(-1, *shape), observed.reshape(-1, *shape), self._offset).reshape(leading)
-        target = symlog(observed.float()) if self.config.symlog else observed.float()
-        return (mean - target).square().reshape((*leading, -1)).sum(-1)
+        error = (mean - self._target(observed)).square()
+        return (error if weights is None else error * weights).reshape((*leading, -1)).sum(-1)
+
+    def _target(self, observed: Tensor) -> Tensor:
+        return symlog(observed.float()) if self.config.symlog else observed.float()
 
     @property
     def _offset(self) -> float:

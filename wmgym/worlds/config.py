@@ -45,6 +45,8 @@ class RSSMConfig:
     """None: the world never ends (DreamerV1 and V2 on continuous control)."""
     standardize: bool = False
     """Whether vectors are seen, and judged, in units of their deviation: else small numbers are not worth telling."""
+    foresight: bool = False
+    """Whether a number of a vector counts by how well the prior foretells it (`wmgym.worlds.foresight`)."""
     observed_keys: tuple[str, ...] | None = None
     """Keys that the encoder sees; None: all. The decoder always draws all of them."""
     picture_share: float = 1.0

@@ -29,6 +29,7 @@ from wmgym.random import Noise
 from wmgym.spaces import action_size, as_dict_space, is_image
 from wmgym.worlds.base import Observation, Outcome, SequenceBatch, World, WorldLoss, map_state, stack_states
 from wmgym.worlds.config import HeadConfig, RSSMConfig
+from wmgym.worlds.foresight import Foresight
 from wmgym.worlds.overshooting import multi_step_losses
 
 
@@ -103,6 +104,7 @@ class RSSM(World):
         stats = self._stats_size()
 
         self.standardizer = Standardizer(self.boxes) if config.standardize else None
+        self.foresight = Foresight(self.boxes) if config.foresight else None
         self.encoder = Encoder(self._observed_boxes(), config.encoder)
         self.core = self._build_core(action_size(action_space))
         shape = (config.act, config.norm, config.init)
@@ -247,6 +249,8 @@ class RSSM(World):
             self.standardizer.update(batch.observation)
         batch = replace(batch, observation=self._seen(batch.observation, noise))
         states, posterior = self._filter(batch, noise)
+        if self.foresight is not None and self.training:
+            self.foresight.update(self, batch, states, noise)
         features = self.features(states)
         prior = self.prior_of(states)
         parts = {
@@ -308,10 +312,10 @@ class RSSM(World):
     def _reconstruction_losses(self, features: Tensor, batch: SequenceBatch, noise: Noise) -> dict[str, Tensor]:
         pictures = {key for key, box in self.boxes.items() if is_image(box)}
         vectors = set(self.boxes) - pictures
-        losses = {
-            key: loss * self.config.vector_scale
-            for key, loss in self._decode_loss(features, batch.observation, vectors).items()
-        }
+        scale = self.config.vector_scale
+        weights = self.foresight.weights(0.5 / (scale * self.decoder.error_weight)) if self.foresight else None
+        seen = self._decode_loss(features, batch.observation, vectors, weights)
+        losses = {key: loss * scale for key, loss in seen.items()}
         if pictures:
             rows, observation = self._picture_rows(features, batch.observation, noise)
             rows = rows if self.config.picture_gradient else rows.detach()
@@ -319,10 +323,12 @@ class RSSM(World):
                 losses[key] = loss * self.config.picture_scale
         return losses
 
-    def _decode_loss(self, features: Tensor, observation: Observation, keys: set[str]) -> dict[str, Tensor]:
+    def _decode_loss(
+        self, features: Tensor, observation: Observation, keys: set[str], weights: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         if not keys:
             return {}
-        return self.decoder.loss(features, {key: observation[key] for key in sorted(keys)})
+        return self.decoder.loss(features, {key: observation[key] for key in sorted(keys)}, weights)
 
     def _picture_rows(self, features: Tensor, observation: Observation, noise: Noise) -> tuple[Tensor, Observation]:
         """A random share of the `(T, B)` frames, as `(K, ...)`."""
