@@ -18,6 +18,34 @@ from wmgym.worlds.base import State, World, index_state
 Ends = Literal["sample", "threshold", "never"]
 
 
+class _SharedChance:
+    """One stream of chance for each rollout number, which that rollout of every candidate draws from.
+
+    So candidates differ by what they do and hardly by luck: of two that are nearly alike, the better one is found with
+    far fewer dreams.
+
+    Args:
+        noise: source of the draws.
+        rollouts: R.
+        rows: `(K,)` the rollout numbers of the dreams that go on.
+    """
+
+    def __init__(self, noise: Noise, rollouts: int, rows: Tensor) -> None:
+        self.noise, self.rollouts, self.rows = noise, rollouts, rows
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers, float32."""
+        return self.noise.normal(self.rollouts, *shape[1:])[self.rows]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), float32."""
+        return self.noise.uniform(self.rollouts, *shape[1:])[self.rows]
+
+    def gumbel(self, *shape: int) -> Tensor:
+        """Standard Gumbel numbers, float32."""
+        return self.noise.gumbel(self.rollouts, *shape[1:])[self.rows]
+
+
 @torch.no_grad()
 def dream_returns(
     world: World,
@@ -36,8 +64,9 @@ def dream_returns(
         world: dreamt in.
         controller: knows how candidates act.
         candidates: `(P, N)` parameters.
-        starts: `(S, ...)` states to begin from. Rollout `r` of every candidate begins in the same one.
-        rollouts: R, dreams for each candidate.
+        starts: `(S, ...)` states to begin from.
+        rollouts: R, dreams for each candidate. Rollout `r` of every candidate begins in the same state and meets with
+            the same chance, as long as they act alike.
         horizon: steps after which a dream is cut.
         noise: source of all draws.
         temperature: of the world.
@@ -51,16 +80,18 @@ def dream_returns(
     state = index_state(starts, places.repeat(count))
     weights = candidates.repeat_interleave(rollouts, 0)  # (P * R, N)
     rows = torch.arange(len(weights), device=weights.device)  # of the dreams that go on
+    chance = _SharedChance(noise, rollouts, rows % rollouts)
     returns = torch.zeros(len(weights), device=weights.device)
     steps = 0
     for _ in range(horizon):
         action = controller.act(world.features(state), weights)
-        state, reward, continues = world.imagine(state, action, noise, temperature)
+        state, reward, continues = world.imagine(state, action, chance, temperature)
         returns[rows] += reward
         steps += len(rows)
-        goes_on = _goes_on(continues, noise, ends)
+        goes_on = _goes_on(continues, chance, ends)
         if not goes_on.all():
             rows, weights, state = rows[goes_on], weights[goes_on], index_state(state, goes_on)
+            chance.rows = rows % rollouts
         if not len(rows):
             break
     return returns.unflatten(0, (count, rollouts)), steps

@@ -92,6 +92,25 @@ def test_candidates_are_judged_in_any_world() -> None:
     assert len(set(returns.flatten().tolist())) == 15  # each has chance of its own
 
 
+def test_candidates_differ_by_what_they_do_and_not_by_luck() -> None:
+    world = small_world()
+    controller = Controller(world.feature_size, world.action_space)
+    first, other = torch.randn(2, controller.size)
+    candidates, starts = torch.stack([first, first, first + 1e-3, other]), world.initial(4)
+
+    def judged(candidates: torch.Tensor) -> torch.Tensor:
+        noise = TorchNoise(torch.Generator().manual_seed(0))
+        return dream_returns(world, controller, candidates, starts, 50, 30, noise)[0]
+
+    returns = judged(candidates)
+    assert torch.allclose(returns[0], returns[1], atol=1e-5)
+    near, far = ((returns[0] - returns[row]).std() for row in (2, 3))
+    assert near < 0.2 * far
+    assert len(set(returns[0].tolist())) > 20  # rollouts have chance of their own
+    # Whoever is judged beside it, and however long that one's dreams last, changes nothing.
+    assert torch.allclose(judged(first[None])[0], returns[0], atol=1e-5)
+
+
 def test_a_dream_that_has_ended_earns_no_more() -> None:
     world = small_world()
     controller = Controller(world.feature_size, world.action_space)
