@@ -95,7 +95,7 @@ class TakeCover:
             path = last_checkpoint(self.rounds)
         elif not self.args.resume:
             return WorldModels(TAKE_COVER, seed=self.args.seed, interrupt_folder=self.args.out, **self.settings)
-        lengths = ("iterations", "vision_updates", "together_updates", "memory_updates", "generations")
+        lengths = ("iterations", "later_updates", "vision_updates", "together_updates", "memory_updates", "generations")
         changed = {name: self.settings[name] for name in lengths}
         return WorldModels.load(path, device="cpu", interrupt_folder=self.args.out, **changed)
 
