@@ -72,6 +72,10 @@ class StagedAgent(WorldModelAgent):
         """One generation of C."""
 
     @abstractmethod
+    def _check_sequences(self) -> None:
+        """Raise ValueError if what was collected is shorter than the sequences that M will be fitted to."""
+
+    @abstractmethod
     def _finish_stage(self) -> None:
         """Let go of what only the stage that has just ended needed."""
 
@@ -113,6 +117,7 @@ class StagedAgent(WorldModelAgent):
             if interrupt.requested or not going_on:
                 return False
         if self._stage == STAGES[0]:
+            self._check_sequences()
             self._next_stage()
         return True
 

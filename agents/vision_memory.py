@@ -34,6 +34,19 @@ class VisionMemoryAgent(StagedAgent):
         self._descend_together(loss.total, "vision", "memory")
         return loss.parts
 
+    def _check_sequences(self) -> None:
+        """Raise ValueError before V is fitted, where M could not be."""
+        assert self.replay_buffer is not None
+        wanted = {"together_length": self.together_updates, "batch_length": self.memory_updates}
+        for name in (name for name, updates in wanted.items() if updates):
+            length = getattr(self, name)
+            if not self.replay_buffer.can_sample(length):
+                held = len(self.replay_buffer)
+                raise ValueError(
+                    f"No environment has given {length} steps yet ({held} of {self.n_envs} together), and M learns "
+                    f"from sequences of {name}={length}: collect more, or choose a smaller {name}; all is kept."
+                )
+
     def _vision_step(self) -> None:
         """One update of V on single frames."""
         assert self.replay_buffer is not None

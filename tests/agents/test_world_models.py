@@ -316,6 +316,17 @@ def test_codes_that_m_foretells_are_not_drawn_back_to_the_standard_normal() -> N
     assert agent._n_updates == again + 2 * (4 + 6 + 2)
 
 
+@pytest.mark.parametrize("name", ["batch_length", "together_length"])
+def test_too_few_steps_for_a_sequence_are_refused_before_anything_is_fitted(name: str) -> None:
+    agent = tiny("CartPole-v1", n_envs=2, **{name: 30}, together_updates=2 if name == "together_length" else 0)
+    with pytest.raises(ValueError, match=rf"30 steps yet \(\d+ of 2 together\).*{name}=30"):
+        agent.learn(40)
+    assert agent._n_updates == 0
+    agent.learn(40, reset_num_timesteps=False)
+    assert agent.num_timesteps == 80
+    assert agent._n_updates > 0
+
+
 def test_learning_anew_goes_through_all_stages_again() -> None:
     agent = tiny(generations=2).learn(40)
     once = agent._n_updates
