@@ -47,7 +47,16 @@ from wmgym.worlds.tssm import TSSM, TSSMConfig
 ActorGradient = Literal["auto", "dynamics", "reinforce"]
 
 
-OF_THE_FLAGSHIP_S_WORLD = ("dynamics", "context", "picture_share", "picture_scale", "standardize", "foresight")
+OF_THE_FLAGSHIP_S_WORLD = (
+    "dynamics",
+    "context",
+    "picture_share",
+    "picture_scale",
+    "vector_scale",
+    "reward_scale",
+    "standardize",
+    "foresight",
+)
 """Arguments that the papers' agents, whose worlds are the papers', do not have."""
 
 
@@ -69,6 +78,8 @@ class Dreamer(WorldModelAgent):
         depth: width of the picture networks, when there are pictures (`CoderConfig.depth`).
         picture_share: share of the frames that each update reconstructs.
         picture_scale: weight of their squared error.
+        vector_scale: weight of the vectors' squared error.
+        reward_scale: weight of the reward's.
         standardize: see and judge vectors in units of their deviation (`RSSMConfig.standardize`).
         foresight: let a vector's numbers count by how well the world foretells them (`RSSMConfig.foresight`).
         ensemble: predictors (2 or more) whose disagreement tells what the world does not know; 0: none. They learn
@@ -116,6 +127,8 @@ class Dreamer(WorldModelAgent):
         depth: int = 16,
         picture_share: float = 0.25,
         picture_scale: float = 1.0,
+        vector_scale: float = 5.0,
+        reward_scale: float = 5.0,
         standardize: bool = False,
         foresight: bool = False,
         ensemble: int = 0,
@@ -134,12 +147,13 @@ class Dreamer(WorldModelAgent):
     ) -> None:
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.picture_share, self.picture_scale = picture_share, picture_scale
+        self.vector_scale, self.reward_scale = vector_scale, reward_scale
         self.foresight = foresight
         self.standardize, self.ensemble, self.dynamics, self.context = standardize, ensemble, dynamics, context
         check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0, "context": 1})
         check_choices(self, {"dynamics": ("rssm", "tssm")})
-        shape = (deter, stoch, units, depth, picture_share, picture_scale, standardize, foresight)
-        config = world_config or flagship_world(*shape)
+        shape = (deter, stoch, units, depth, picture_share, picture_scale, vector_scale, reward_scale)
+        config = world_config or flagship_world(*shape, standardize, foresight)
         if world_config is None and dynamics == "tssm":
             config = TSSMConfig(**vars(config), context=context)
         self.world_config = replace(config, ensemble=self.ensemble) if self.ensemble else config
@@ -164,6 +178,7 @@ class Dreamer(WorldModelAgent):
         check_whole(self, {"horizon": 1} | ({} if self.imagine_starts is None else {"imagine_starts": 1}))
         check_range(self, ("gamma", "lam", "slow_rate", "picture_share"), high=1.0)
         check_range(self, ("actor_learning_rate", "critic_learning_rate", "entropy_scale", "exploration_noise", "clip"))
+        check_range(self, ("picture_scale", "vector_scale", "reward_scale"))
         check_choices(self, {"actor_gradient": get_args(ActorGradient), "dream_precision": ("float32", "bfloat16")})
 
     # -- networks ---------------------------------------------------------------------------------------------
@@ -256,6 +271,8 @@ def flagship_world(
     depth: int,
     picture_share: float,
     picture_scale: float = 1.0,
+    vector_scale: float = 5.0,
+    reward_scale: float = 5.0,
     standardize: bool = False,
     foresight: bool = False,
 ) -> RSSMConfig:
@@ -275,7 +292,7 @@ def flagship_world(
         picture_scale=picture_scale,
         standardize=standardize,
         foresight=foresight,
-        vector_scale=5.0,
-        reward_scale=5.0,
+        vector_scale=vector_scale,
+        reward_scale=reward_scale,
         continue_scale=5.0,
     )

@@ -88,6 +88,8 @@ class RSSMConfig:
         self._check_objectives()
 
     def _check_objectives(self) -> None:
+        if self.foresight and self.vector_scale <= 0:
+            raise ValueError(f"foresight divides vector_scale up, which must be above 0, not {self.vector_scale}.")
         if not 1 <= self.picture_bits <= 8:
             raise ValueError(f"picture_bits must be 1 to 8, not {self.picture_bits}.")
         if self.latent_overshooting < 1 or self.observation_overshooting < 0:
