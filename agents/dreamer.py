@@ -148,12 +148,12 @@ class Dreamer(WorldModelAgent):
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.picture_share, self.picture_scale = picture_share, picture_scale
         self.vector_scale, self.reward_scale = vector_scale, reward_scale
-        self.foresight = foresight
-        self.standardize, self.ensemble, self.dynamics, self.context = standardize, ensemble, dynamics, context
+        self.standardize, self.foresight, self.ensemble = standardize, foresight, ensemble
+        self.dynamics, self.context = dynamics, context
         check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0, "context": 1})
         check_choices(self, {"dynamics": ("rssm", "tssm")})
-        shape = (deter, stoch, units, depth, picture_share, picture_scale, vector_scale, reward_scale)
-        config = world_config or flagship_world(*shape, standardize, foresight)
+        shape, scales = (deter, stoch, units, depth, picture_share), (picture_scale, vector_scale, reward_scale)
+        config = world_config or flagship_world(*shape, *scales, standardize, foresight)
         if world_config is None and dynamics == "tssm":
             config = TSSMConfig(**vars(config), context=context)
         self.world_config = replace(config, ensemble=self.ensemble) if self.ensemble else config

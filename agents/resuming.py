@@ -61,6 +61,7 @@ class Resumable(BaseAlgorithm):
         if self._replay_written is None or self._replay_written != self._steps_and_file(path):
             self.save_replay_buffer(path)
             self._replay_written = self._steps_and_file(path)
+        self._replay_reference = path  # another file may have been written since
 
     def _steps_and_file(self, path: Path) -> tuple[Any, ...] | None:
         """What changes when steps are stored, or when anybody writes the file; None where there is none."""

@@ -61,8 +61,10 @@ def test_a_replay_that_has_not_grown_is_not_written_again(tiny: Any, assert_same
     agent.save(tmp_path / "agent.zip", include=["replay_buffer"])
     written = replay.stat().st_ino
     agent.replay_buffer.sample(4, 5)  # the next draw is another, and the agent's file says so
+    agent.save_replay_buffer(tmp_path / "elsewhere.zip")
     agent.save(tmp_path / "agent.zip", include=["replay_buffer"])
     assert replay.stat().st_ino == written
+    assert read_manifest(tmp_path / "agent.zip")["run"]["replay"]["file"] == str(replay.resolve())
     again = Dreamer.load(tmp_path / "agent.zip", device="cpu")
     again.load_replay_buffer(replay)
     for one in (agent, again):

@@ -12,11 +12,10 @@ import torch
 from gymnasium import spaces
 
 from agents import Dreamer
-from tests.worlds.small import GAUSSIAN, PICTURES, build, sequences
+from tests.worlds.small import GAUSSIAN, PICTURES, build, fitted, sequences
 from wmgym.nets.standardize import Standardizer
 from wmgym.random import TorchNoise
 from wmgym.worlds.base import SequenceBatch
-from wmgym.worlds.rssm import RSSM
 
 BOXES = {"position": spaces.Box(-9, 9, (3,)), "height": spaces.Box(-9, 9, ())}
 
@@ -79,19 +78,11 @@ def faint(seed: int) -> SequenceBatch:
 
 def told(standardize: bool) -> float:
     """How much of the faint number's variance a world's posterior tells, after 300 updates: 1 is all, 0 none."""
-    torch.manual_seed(0)
-    space = spaces.Dict({"it": spaces.Box(-np.inf, np.inf, (2,))})
     config = replace(GAUSSIAN, deter=16, hidden=32, stoch=8, vector_scale=5.0, free_nats=1.0, standardize=standardize)
-    world = RSSM(space, spaces.Box(-1, 1, (1,)), config)
-    noise = TorchNoise(torch.Generator().manual_seed(0), torch.device("cpu"))
-    optimizer = torch.optim.Adam(world.parameters(), 3e-3)
-    for update in range(300):
-        optimizer.zero_grad()
-        world.loss(faint(update), noise).total.backward()
-        optimizer.step()
+    world, noise = fitted(2, config, faint, updates=300)
     batch = faint(1000)
     with torch.no_grad():
-        drawn = world.decode(world.features(world.eval().loss(batch, noise).states))["it"]
+        drawn = world.decode(world.features(world.loss(batch, noise).states))["it"]
     error = (drawn - batch.observation["it"])[..., 0].square().mean()
     return 1 - (error / batch.observation["it"][..., 0].var()).item()
 

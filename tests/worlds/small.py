@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from wmgym.nets.coders import CoderConfig
+from wmgym.random import TorchNoise
 from wmgym.worlds.base import SequenceBatch
 from wmgym.worlds.rssm import RSSM, HeadConfig, RSSMConfig
 
@@ -108,3 +110,19 @@ def draws(world: RSSM, length: int = LENGTH, size: int = BATCH) -> list[Tensor]:
         return list(torch.randn(length, size, c.stoch, generator=generator))
     uniform = torch.rand(length, size, c.stoch, c.classes, generator=generator)
     return list(-torch.log(-torch.log(uniform.clamp(1e-6, 1 - 1e-6))))
+
+
+def fitted(
+    size: int, config: RSSMConfig, drawn: Callable[[int], SequenceBatch], updates: int
+) -> tuple[RSSM, TorchNoise]:
+    """A world of one vector, "it", of `size` numbers, after updates on `drawn(0)`, `drawn(1)`, ...; and its noise."""
+    torch.manual_seed(0)
+    space = spaces.Dict({"it": spaces.Box(-np.inf, np.inf, (size,))})
+    world = RSSM(space, spaces.Box(-1, 1, (1,)), config)
+    noise = TorchNoise(torch.Generator().manual_seed(0), torch.device("cpu"))
+    optimizer = torch.optim.Adam(world.parameters(), 3e-3)
+    for update in range(updates):
+        optimizer.zero_grad()
+        world.loss(drawn(update), noise).total.backward()
+        optimizer.step()
+    return world.eval(), noise

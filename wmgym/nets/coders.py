@@ -249,7 +249,7 @@ class Decoder(nn.Module):
             By key, in the shape of the observations.
         """
         means = self._means(features, observation.keys())
-        return {key: (mean - self._target(observation[key])).square() for key, mean in means.items()}
+        return {key: self._squared(mean, observation[key]) for key, mean in means.items()}
 
     def observation(self, features: Tensor, keys: Collection[str] | None = None) -> dict[str, Tensor]:
         """The expected observations, as an environment would give them.
@@ -292,11 +292,12 @@ class Decoder(nn.Module):
         leading = mean.shape[: mean.ndim - len(shape)]
         if key in self._pictures:
             return picture_error(mean.reshape(-1, *shape), observed.reshape(-1, *shape), self._offset).reshape(leading)
-        error = (mean - self._target(observed)).square()
+        error = self._squared(mean, observed)
         return (error if weights is None else error * weights).reshape((*leading, -1)).sum(-1)
 
-    def _target(self, observed: Tensor) -> Tensor:
-        return symlog(observed.float()) if self.config.symlog else observed.float()
+    def _squared(self, mean: Tensor, observed: Tensor) -> Tensor:
+        target = symlog(observed.float()) if self.config.symlog else observed.float()
+        return (mean - target).square()
 
     @property
     def _offset(self) -> float:
