@@ -67,12 +67,13 @@ class WorldModels(VisionMemoryAgent):
         precision: of M's matrix products while it is fitted (see `Dreamer`'s `dream_precision`).
         latent: Z, numbers in a latent.
         hidden: H, width of M.
+        layers: of each of two MLPs around M's memory, 0 in the paper (`MDNRNNConfig`).
         mixture: M's mixtures, "factored" or "joint" (`MDNRNNConfig`).
         components: of each.
         depth: channels of V's first convolution; see `CoderConfig` for the other kinds of `image`.
         image: V's network for pictures, "dreamer" (the paper's) or the faster "patches".
         observation_scale: weight of V's squared error.
-        world_config: a whole world configuration, instead of the seven above.
+        world_config: a whole world configuration, instead of the eight above.
         ordered: whether discrete actions lie on a line (`Controller`).
         bias: whether C has one.
         train_in: where C evolves, "dream" or "real".
@@ -133,6 +134,7 @@ class WorldModels(VisionMemoryAgent):
         precision: Literal["float32", "bfloat16"] = "float32",
         latent: int = 32,
         hidden: int = 256,
+        layers: int = 0,
         mixture: Literal["factored", "joint"] = "factored",
         components: int = 5,
         depth: int = 32,
@@ -162,7 +164,7 @@ class WorldModels(VisionMemoryAgent):
         wander: float = 0.0,
         **options: Any,
     ) -> None:
-        self.latent, self.hidden, self.depth, self.image = latent, hidden, depth, image
+        self.latent, self.hidden, self.layers, self.depth, self.image = latent, hidden, layers, depth, image
         self.mixture, self.components, self.observation_scale = mixture, components, observation_scale
         self.together_updates, self.together_length, self.vision_decay = together_updates, together_length, vision_decay
         self.precision = precision
@@ -198,7 +200,7 @@ class WorldModels(VisionMemoryAgent):
         check_choices(self, {"mixture": ("factored", "joint"), "image": ("dreamer", "patches")})
         check_choices(self, {"starts": ("episode", "any"), "precision": ("float32", "bfloat16")})
         least = dict.fromkeys(("vision_batch", "iterations", "rollouts", "dream_horizon", "evaluate_every"), 1)
-        least |= {"components": 1, "together_updates": 0, "together_length": 2}
+        least |= {"components": 1, "together_updates": 0, "together_length": 2, "layers": 0}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least | ({} if self.first_decisions is None else {"first_decisions": 1}))
         check_range(self, ("temperature", "exploration_noise", "wander", "sigma", "later_updates"))
@@ -216,6 +218,7 @@ class WorldModels(VisionMemoryAgent):
         return MDNRNNConfig(
             latent=self.latent,
             hidden=self.hidden,
+            layers=self.layers,
             components=self.components,
             mixture=self.mixture,
             coder=coder,

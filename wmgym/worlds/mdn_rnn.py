@@ -6,6 +6,9 @@
     r_t, end_t ~ p(. | h_t)                     linear heads
     features = [z_t, h_t], or [z_t, h_t, c_t]
 
+With `layers` (the paper has none) M is deeper: an MLP before the LSTM, and one behind it, the outlook, that reads
+`[h_t, z_{t-1}, a_t]` and is what mixtures and heads are told instead of `h_t`.
+
 In this project's time (`wmgym.worlds.base`) `h_t` knows everything up to `o_{t-1}` and the action that led to `o_t`:
 it is what the paper calls `h` when it chooses `a_{t+1}` from `[z_t, h_t]`.
 
@@ -27,10 +30,11 @@ from torch import Tensor, nn
 from wmgym.nets.coders import CoderConfig
 from wmgym.nets.lstm import LSTM
 from wmgym.nets.mixtures import GaussianMixtures
+from wmgym.nets.mlp import MLP
 from wmgym.nets.vae import VAE, Code
 from wmgym.random import Noise
 from wmgym.spaces import action_size, as_dict_space
-from wmgym.worlds.base import Observation, Outcome, SequenceBatch, World, WorldLoss
+from wmgym.worlds.base import Imagined, Observation, Outcome, SequenceBatch, World, WorldLoss
 
 
 class MDNRNNState(NamedTuple):
@@ -52,6 +56,11 @@ class MDNRNNConfig:
     components: int = 5
     mixture: Literal["factored", "joint"] = "factored"
     """One mixture for every latent number (the paper's code), or one for all of them together."""
+    layers: int = 0
+    """Hidden layers of each of the two MLPs around M's memory. With none, as in the paper, M cannot tell where things
+    that move will be: how a code changes is not linear in what the LSTM is told."""
+    units: int = 512
+    """Width of the second of them; the first is as wide as the memory."""
     cell_in_features: bool = False
     """Whether `c` is a feature too, as in the paper's Take Cover."""
     coder: CoderConfig = field(default_factory=lambda: CoderConfig(depth=32, squash=True, symlog=False))
@@ -102,10 +111,14 @@ class MDNRNN(World):
         self.groups = c.latent if c.mixture == "factored" else 1
         boxes = as_dict_space(observation_space)
         self.vae = VAE(boxes, c.latent, c.coder, c.kl_tolerance * c.latent, c.observation_scale)
-        self.memory = LSTM(c.latent + action_size(action_space), c.hidden)
-        self.mixtures = nn.Linear(c.hidden, GaussianMixtures.stat_count(c.latent, c.components, self.groups))
-        self.reward_head = nn.Linear(c.hidden, 1) if c.predict_reward else None
-        self.end_head = nn.Linear(c.hidden, 1) if c.predict_end else None
+        known = c.latent + action_size(action_space)
+        self.known = MLP(known, None, c.layers, c.hidden)
+        self.memory = LSTM(self.known.out_size, c.hidden)
+        self.outlook = MLP(c.hidden + known, None, c.layers, c.units) if c.layers else None
+        told = c.units if c.layers else c.hidden
+        self.mixtures = nn.Linear(told, GaussianMixtures.stat_count(c.latent, c.components, self.groups))
+        self.reward_head = nn.Linear(told, 1) if c.predict_reward else None
+        self.end_head = nn.Linear(told, 1) if c.predict_end else None
 
     # -- one step ---------------------------------------------------------------------------------------------
 
@@ -119,18 +132,22 @@ class MDNRNN(World):
         self, state: MDNRNNState, action: Tensor, observation: Observation, is_first: Tensor, noise: Noise
     ) -> MDNRNNState:
         """See `World.observe`: M goes on with what it knew, V sees what is there now."""
-        hidden, cell = self._remember(state, action)
+        hidden, cell = self._remember(state, _known(state.latent, action))
         keep = ~is_first[:, None]
         return MDNRNNState(self.vae.encode(observation).sample(noise), hidden * keep, cell * keep)
 
     def transition(self, state: MDNRNNState, action: Tensor, noise: Noise, temperature: float = 1.0) -> MDNRNNState:
         """See `World.transition`; the temperature is the mixtures' (`GaussianMixtures.sample`)."""
-        hidden, cell = self._remember(state, action)
-        return MDNRNNState(self.predicted(hidden).sample(noise, temperature), hidden, cell)
+        return self._step(state, action, noise, temperature)[0]
 
     def outcome(self, previous: MDNRNNState, action: Tensor, state: MDNRNNState) -> Outcome:
         """See `World.outcome`; M predicts both before it is known which latent is reached."""
-        return Outcome(self._reward(state.hidden), 1 - torch.sigmoid(self._end_logit(state.hidden)))
+        return self._outcome(self._outlook(state.hidden, _known(previous.latent, action)))
+
+    def imagine(self, state: MDNRNNState, action: Tensor, noise: Noise, temperature: float = 1.0) -> Imagined:
+        """See `World.imagine`; the outlook is computed once."""
+        reached, outlook = self._step(state, action, noise, temperature)
+        return Imagined(reached, *self._outcome(outlook))
 
     def features(self, state: MDNRNNState) -> Tensor:
         """`[latent, hidden]` or `[latent, hidden, cell]`, `(..., feature_size)`."""
@@ -144,25 +161,38 @@ class MDNRNN(World):
         """See `World.decode_keys`."""
         return self.vae.decoder.observation(features[..., : self.config.latent], keys)
 
-    def predicted(self, hidden: Tensor) -> GaussianMixtures:
-        """What M expects of the latent at `hidden` `(..., H)`."""
+    def predicted(self, outlook: Tensor) -> GaussianMixtures:
+        """What M expects of the latent at an outlook `(..., H)`, or `(..., units)` with `layers`."""
         c = self.config
-        return GaussianMixtures.from_stats(self.mixtures(hidden), c.latent, c.components, self.groups)
+        return GaussianMixtures.from_stats(self.mixtures(outlook), c.latent, c.components, self.groups)
 
-    def _remember(self, state: MDNRNNState, action: Tensor) -> tuple[Tensor, Tensor]:
-        projected = self.memory.project(torch.cat([state.latent, action], -1))
-        return self.memory(projected, state.hidden, state.cell)
+    def _step(self, state: MDNRNNState, action: Tensor, noise: Noise, temperature: float) -> tuple[MDNRNNState, Tensor]:
+        """The state that is reached, and the outlook that foretold it."""
+        known = _known(state.latent, action)
+        hidden, cell = self._remember(state, known)
+        outlook = self._outlook(hidden, known)
+        return MDNRNNState(self.predicted(outlook).sample(noise, temperature), hidden, cell), outlook
 
-    def _reward(self, hidden: Tensor) -> Tensor:
+    def _remember(self, state: MDNRNNState, known: Tensor) -> tuple[Tensor, Tensor]:
+        return self.memory(self.memory.project(self.known(known)), state.hidden, state.cell)
+
+    def _outlook(self, hidden: Tensor, known: Tensor) -> Tensor:
+        """What M expects, as mixtures and heads are told it: `h`, or what an MLP makes of it and what is known."""
+        return hidden if self.outlook is None else self.outlook(torch.cat([hidden, known], -1))
+
+    def _outcome(self, outlook: Tensor) -> Outcome:
+        return Outcome(self._reward(outlook), 1 - torch.sigmoid(self._end_logit(outlook)))
+
+    def _reward(self, outlook: Tensor) -> Tensor:
         if self.reward_head is None:
-            return torch.zeros(hidden.shape[:-1], device=hidden.device)
-        return self.reward_head(hidden).squeeze(-1)
+            return torch.zeros(outlook.shape[:-1], device=outlook.device)
+        return self.reward_head(outlook).squeeze(-1)
 
-    def _end_logit(self, hidden: Tensor) -> Tensor:
+    def _end_logit(self, outlook: Tensor) -> Tensor:
         """Log odds that the episode ends; ends that counted `end_weight` times in the loss are as rare as they are."""
         if self.end_head is None:
-            return torch.full(hidden.shape[:-1], -math.inf, device=hidden.device)
-        return self.end_head(hidden).squeeze(-1) - math.log(self.config.end_weight)
+            return torch.full(outlook.shape[:-1], -math.inf, device=outlook.device)
+        return self.end_head(outlook).squeeze(-1) - math.log(self.config.end_weight)
 
     # -- learning ---------------------------------------------------------------------------------------------
 
@@ -190,13 +220,13 @@ class MDNRNN(World):
         """
         code = self.vae.encode(batch.observation)
         latent = code.sample(noise)
-        states = self._filter(latent, batch.action, batch.is_first)
-        surprise = code.log_prob(latent) - self.predicted(states.hidden).log_prob(latent)
+        states, outlook = self._filter(latent, batch.action, batch.is_first)
+        surprise = code.log_prob(latent) - self.predicted(outlook).log_prob(latent)
         share = 1 / self.config.latent
         errors = self.vae.decoder.loss(latent, batch.observation)
         parts = {f"{name}_loss": self.vae.scale * share * error.mean() for name, error in errors.items()}
         parts["kl_loss"] = share * torch.where(_foretold(batch), surprise, code.kl()).mean()
-        parts |= self._outcome_losses(states.hidden, batch)
+        parts |= self._outcome_losses(outlook, batch)
         total = torch.stack(list(parts.values())).sum()
         return WorldLoss(total, {name: part.detach() for name, part in parts.items()}, states)
 
@@ -211,29 +241,29 @@ class MDNRNN(World):
             Scalars by name, to be added: `latent_loss` (negative log likelihood, per latent number as in the paper's
             code), `reward_loss` and `end_loss`; and the posterior states `(T, B, ...)`.
         """
-        states = self._filter(latent, batch.action, batch.is_first)
-        log_prob = self.predicted(states.hidden).log_prob(latent)
+        states, outlook = self._filter(latent, batch.action, batch.is_first)
+        log_prob = self.predicted(outlook).log_prob(latent)
         parts = {"latent_loss": -(log_prob * _weight(batch)).sum() / self.config.latent}
-        return parts | self._outcome_losses(states.hidden, batch), states
+        return parts | self._outcome_losses(outlook, batch), states
 
-    def _outcome_losses(self, hidden: Tensor, batch: SequenceBatch) -> dict[str, Tensor]:
-        """`reward_loss` and `end_loss` at `hidden` `(T, B, H)`, where they are predicted."""
+    def _outcome_losses(self, outlook: Tensor, batch: SequenceBatch) -> dict[str, Tensor]:
+        """`reward_loss` and `end_loss` at an outlook `(T, B, ...)`, where they are predicted."""
         parts, weight = {}, _weight(batch)
         if self.reward_head is not None:
-            error = (self._reward(hidden) - batch.reward).square()
+            error = (self._reward(outlook) - batch.reward).square()
             parts["reward_loss"] = self.config.reward_scale * (error * weight).sum()
         if self.end_head is not None:
-            logit = self.end_head(hidden).squeeze(-1)
+            logit = self.end_head(outlook).squeeze(-1)
             often = torch.tensor(self.config.end_weight, device=logit.device)
             target = batch.is_terminal.to(logit.dtype)
             error = F.binary_cross_entropy_with_logits(logit, target, reduction="none", pos_weight=often)
             parts["end_loss"] = (error * weight).sum()
         return parts
 
-    def _filter(self, latent: Tensor, action: Tensor, is_first: Tensor) -> MDNRNNState:
-        """States `(T, B, ...)` over known latents; the memory is wiped where `is_first` says so."""
-        before = torch.cat([torch.zeros_like(latent[:1]), latent[:-1]])
-        projected = self.memory.project(torch.cat([before, action], -1))
+    def _filter(self, latent: Tensor, action: Tensor, is_first: Tensor) -> tuple[MDNRNNState, Tensor]:
+        """States and outlooks `(T, B, ...)` over given latents; the memory is wiped where `is_first` says so."""
+        known = _known(torch.cat([torch.zeros_like(latent[:1]), latent[:-1]]), action)
+        projected = self.memory.project(self.known(known))
         keep = (~is_first).to(latent.dtype)[..., None]  # (T, B, 1)
         _, hidden, cell = self.initial(latent.shape[1])
         hiddens, cells = [], []
@@ -245,7 +275,13 @@ class MDNRNN(World):
             hidden, cell = hidden * kept, cell * kept
             hiddens.append(hidden)
             cells.append(cell)
-        return MDNRNNState(latent, torch.stack(hiddens), torch.stack(cells))
+        states = MDNRNNState(latent, torch.stack(hiddens), torch.stack(cells))
+        return states, self._outlook(states.hidden, known)
+
+
+def _known(latent: Tensor, action: Tensor) -> Tensor:
+    """What M is told of a step: the latent before it, and its action."""
+    return torch.cat([latent, action], -1)
 
 
 def _foretold(batch: SequenceBatch) -> Tensor:
