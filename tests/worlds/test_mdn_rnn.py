@@ -23,7 +23,7 @@ from wmgym.nets.coders import CoderConfig
 from wmgym.nets.lstm import LSTM
 from wmgym.random import ModeNoise, TorchNoise
 from wmgym.worlds.base import SequenceBatch, index_state
-from wmgym.worlds.mdn_rnn import MDNRNN, MDNRNNConfig
+from wmgym.worlds.mdn_rnn import MDNRNN, MDNRNNConfig, MDNRNNState
 
 LENGTH, BATCH = 7, 3
 SPACE = spaces.Box(-100, 100, (3,), np.float32)
@@ -74,8 +74,9 @@ def test_m_has_as_many_parameters_as_the_papers() -> None:
     assert parameters_of_m(doom, 1) == 1_678_785 - 4 * 512
 
 
-def test_observing_step_by_step_gives_the_states_that_the_loss_filters() -> None:
-    world, batch = build(), sequences()
+@pytest.mark.parametrize("layers", [0, 2])
+def test_observing_step_by_step_gives_the_states_that_the_loss_filters(layers: int) -> None:
+    world, batch = build(layers=layers), sequences()
     latent = world.vae.encode(batch.observation).mean
     _, states = world.memory_loss(latent, batch)
     state = world.initial(BATCH)
@@ -101,9 +102,18 @@ def test_the_memory_is_wiped_where_an_episode_begins() -> None:
     assert not torch.allclose(others.hidden[3:, 0], states.hidden[3:, 0])
 
 
+def outlook_of(world: MDNRNN, states: MDNRNNState, action: torch.Tensor, t: int, b: int) -> torch.Tensor:
+    """What M expects of step `t` in row `b`, `(1, ...)`: the paper's M expects it by `h` alone."""
+    hidden = states.hidden[t, b][None]
+    if world.outlook is None:
+        return hidden
+    return world.outlook(torch.cat([hidden, states.latent[t - 1, b][None], action[t, b][None]], -1))
+
+
+@pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("mixture", ["factored", "joint"])
-def test_ms_loss_equals_a_slow_version(mixture: Any) -> None:
-    world, batch = build(mixture=mixture, end_weight=10.0, reward_scale=2.0), sequences()
+def test_ms_loss_equals_a_slow_version(mixture: Any, layers: int) -> None:
+    world, batch = build(mixture=mixture, layers=layers, units=5, end_weight=10.0, reward_scale=2.0), sequences()
     latent = torch.randn(LENGTH, BATCH, 4)
     parts, states = world.memory_loss(latent, batch)
     nll, error, ends, count = 0.0, 0.0, 0.0, 0
@@ -111,10 +121,10 @@ def test_ms_loss_equals_a_slow_version(mixture: Any) -> None:
         for b in range(BATCH):
             if batch.is_first[t, b]:
                 continue
-            hidden = states.hidden[t, b][None]
-            nll -= world.predicted(hidden).log_prob(latent[t, b][None]).item() / 4
-            error += (world.reward_head(hidden).item() - batch.reward[t, b].item()) ** 2  # type: ignore[misc]
-            probability = torch.sigmoid(world.end_head(hidden)).item()  # type: ignore[misc]
+            outlook = outlook_of(world, states, batch.action, t, b)
+            nll -= world.predicted(outlook).log_prob(latent[t, b][None]).item() / 4
+            error += (world.reward_head(outlook).item() - batch.reward[t, b].item()) ** 2  # type: ignore[misc]
+            probability = torch.sigmoid(world.end_head(outlook)).item()  # type: ignore[misc]
             ends -= 10 * math.log(probability) if batch.is_terminal[t, b] else math.log(1 - probability)
             count += 1
     assert count == LENGTH * BATCH - BATCH - 1
@@ -150,9 +160,10 @@ def test_ms_gradient_stops_at_vs_latents() -> None:
     assert all(p.grad is None for p in world.vae.parameters())
 
 
+@pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("mixture", ["factored", "joint"])
-def test_the_bound_of_both_together_equals_a_slow_version(mixture: Any) -> None:
-    world, batch = build(mixture=mixture, end_to_end=True, observation_scale=8.0), sequences()
+def test_the_bound_of_both_together_equals_a_slow_version(mixture: Any, layers: int) -> None:
+    world, batch = build(mixture=mixture, layers=layers, end_to_end=True, observation_scale=8.0), sequences()
     loss = world.loss(batch, TorchNoise(torch.Generator().manual_seed(0)))
     code = world.vae.encode(batch.observation)
     latent = code.sample(TorchNoise(torch.Generator().manual_seed(0)))
@@ -165,7 +176,8 @@ def test_the_bound_of_both_together_equals_a_slow_version(mixture: Any) -> None:
             if t == 0 or batch.is_first[t, b]:
                 kl += kl_divergence(posterior, Normal(0.0, 1.0))[t, b].sum().item()
             else:
-                expected = world.predicted(states.hidden[t, b][None]).log_prob(latent[t, b][None]).item()
+                outlook = outlook_of(world, states, batch.action, t, b)
+                expected = world.predicted(outlook).log_prob(latent[t, b][None]).item()
                 kl += posterior.log_prob(latent)[t, b].sum().item() - expected
     assert loss.parts["kl_loss"].item() == pytest.approx(kl / (LENGTH * BATCH) / 4, rel=1e-4)
     assert loss.parts["observation_loss"].item() == pytest.approx(8 * errors.mean().item() / 4, rel=1e-4)
@@ -208,6 +220,40 @@ def told_and_chance() -> SequenceBatch:
     seen = torch.stack([2 * action[..., 0], torch.zeros(5, 32), torch.rand(5, 32) * 4 - 2], -1)
     never = torch.zeros(5, 32, dtype=torch.bool)
     return SequenceBatch({"observation": seen}, action, torch.zeros(5, 32), never, never)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_an_imagined_step_is_a_transition_and_its_outcome(layers: int) -> None:
+    world, batch = build(layers=layers), sequences()
+    _, states = world.memory_loss(torch.randn(LENGTH, BATCH, 4), batch)
+    state, action = index_state(states, LENGTH - 1), torch.rand(BATCH, 2)
+    imagined = world.imagine(state, action, ModeNoise(), temperature=0.5)
+    reached = world.transition(state, action, ModeNoise(), temperature=0.5)
+    torch.testing.assert_close(imagined, (reached, *world.outcome(state, action, reached)))
+
+
+def test_a_deeper_m_foretells_where_things_move() -> None:
+    """What is seen turns about the origin, as far as the action says: more than a linear head on an LSTM's `h` tells."""
+    losses = {layers: loss_on_what_turns(build(latent=2, hidden=16, layers=layers, units=32)) for layers in (0, 2)}
+    assert losses[2] < losses[0] - 0.5, losses
+
+
+def loss_on_what_turns(world: MDNRNN) -> float:
+    """Nats for each latent number after 300 updates of M."""
+    generator = torch.Generator().manual_seed(0)
+    memory = [p for name, p in world.named_parameters() if not name.startswith("vae.")]
+    optimizer = torch.optim.Adam(memory, 5e-3)
+    never = torch.zeros(8, 64, dtype=torch.bool)
+    for _ in range(300):
+        action = torch.rand(8, 64, 2, generator=generator) * 2 - 1
+        angle = torch.rand(64, generator=generator) * 2 * math.pi + (math.pi * action[..., 0]).cumsum(0)
+        latent = torch.stack([angle.sin(), angle.cos()], -1)
+        latent = latent + 0.05 * torch.randn(latent.shape, generator=generator)
+        parts, _ = world.memory_loss(latent, SequenceBatch({}, action, torch.zeros(8, 64), never, never))
+        optimizer.zero_grad()
+        torch.stack(list(parts.values())).sum().backward()
+        optimizer.step()
+    return parts["latent_loss"].item()
 
 
 @pytest.mark.parametrize("cell", [False, True])
