@@ -18,16 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.dreamer import Dreamer, flagship_world
 from agents.zoo.film import film_dream
+from agents.zoo.playing import RandomAgent, play
 from agents.zoo.plots import plot_learning_curve
 from agents.zoo.report import Returns, Row, duration, write_report
 from agents.zoo.results import describe_commit, describe_machine
@@ -75,30 +74,6 @@ class EpisodeRecorder(BaseCallback):
                 self.decisions.append(self.num_timesteps)
                 self.returns.append(float(info["episode"]["r"]))
         return True
-
-
-class RandomAgent:
-    """Acts uniformly at random.
-
-    Args:
-        action_space: to draw from.
-        seed: of the draws.
-    """
-
-    def __init__(self, action_space: spaces.Space, seed: int) -> None:
-        self.action_space = action_space
-        self.action_space.seed(seed)
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, None]:
-        """One action for each row of `episode_start`."""
-        count = 1 if episode_start is None else len(episode_start)
-        return np.stack([self.action_space.sample() for _ in range(count)]), None
 
 
 # -- the parts ------------------------------------------------------------------------------------------------
@@ -165,15 +140,6 @@ def train_in_dream(settings: DemoSettings, agent: Dreamer) -> PPO:
         ppo.save(path)
         print(f"Saved {path}.")
     return ppo
-
-
-def evaluate(agent: Any, env: VecEnv, episodes: int) -> Returns:
-    """Returns of `episodes` episodes, acting deterministically; closes `env`."""
-    try:
-        returns, _ = evaluate_policy(agent, env, episodes, return_episode_rewards=True, warn=False)
-    finally:
-        env.close()
-    return Returns(tuple(np.asarray(returns, float).tolist()))
 
 
 def film(agent: Dreamer, settings: DemoSettings) -> Path | None:
@@ -245,12 +211,12 @@ class Demo:
     def _real(self, agent: Any, observation: str) -> Returns:
         settings = self.settings
         env = make_vec(settings.env, settings.episodes, seed=_EVALUATION_SEED, observation=observation)
-        return evaluate(agent, env, settings.episodes)
+        return play(agent, env, settings.episodes)
 
     def _dream(self, agent: Any, keys: tuple[str, ...] | None) -> Returns:
         settings = self.settings
         model = str(settings.out / "dreamer.zip")
-        return evaluate(
+        return play(
             agent,
             VecMonitor(DreamVecEnv(settings.episodes, model, keys=keys, seed=_EVALUATION_SEED)),
             settings.episodes,

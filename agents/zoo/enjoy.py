@@ -10,43 +10,14 @@ import argparse
 import sys
 from typing import Any
 
-import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.zoo.film import film_path, write_film
 from agents.zoo.loading import Trained, add_arguments, load_trained
 from agents.zoo.manager import EVALUATION_SEED
-from agents.zoo.report import Returns
+from agents.zoo.playing import play
 from wmgym.dream import DreamVecEnv
 from wmgym.real import make_vec
-
-
-def play(
-    agent: BaseAlgorithm, env: VecEnv, episodes: int, deterministic: bool = True, frames: list[Any] | None = None
-) -> Returns:
-    """Returns of some episodes.
-
-    Args:
-        agent: acts.
-        env: is closed at the end.
-        episodes: how many.
-        deterministic: whether it acts without drawing.
-        frames: pictures of the first environment are added to it.
-    """
-
-    def look(_: dict[str, Any], __: dict[str, Any]) -> None:
-        if frames is not None:
-            frames.append(np.asarray(env.get_images()[0]))
-
-    try:
-        returns, _ = evaluate_policy(
-            agent, env, episodes, deterministic, callback=look, return_episode_rewards=True, warn=False
-        )
-    finally:
-        env.close()
-    return Returns(tuple(np.asarray(returns, float).tolist()))
 
 
 def real_env(trained: Trained, count: int, seed: int) -> VecEnv:

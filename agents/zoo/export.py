@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agents.zoo.enjoy import dream_env, play, real_env
+from agents.zoo.enjoy import dream_env, real_env
 from agents.zoo.loading import load_trained
+from agents.zoo.playing import play
 from agents.zoo.report import Returns
 from agents.zoo.tables import markdown
 from wmgym import checkpoint

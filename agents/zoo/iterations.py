@@ -15,12 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents.world_models import WorldModels
-from agents.zoo.demo import RandomAgent
+from agents.zoo.playing import RandomAgent, play
+from agents.zoo.report import Returns
 from agents.zoo.results import describe_origin
 from wmgym.allocator import keep_freed_memory
 from wmgym.real import make_vec
@@ -54,30 +53,25 @@ def train(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
     """A run's curve: after random actions, and after each of `rounds` rounds, which share decisions and updates out."""
     settings = SETTINGS | {name: SETTINGS[name] // rounds for name in _SHARED}
     agent = WorldModels(args.env, seed=args.seed, **settings)
-    points = [(0, play(RandomAgent(agent.action_space, args.seed), args))]
+    points = [(0, real(RandomAgent(agent.action_space, args.seed), args))]
     dreams = []
     for _ in range(rounds):
         agent.learn(args.decisions // rounds, reset_num_timesteps=False)
-        points.append((agent.num_timesteps, play(agent, args)))
+        points.append((agent.num_timesteps, real(agent, args)))
         dreams.append(round(float(agent.dream(args.episodes).mean()), 1))
     return {
         "env_steps": [steps * agent.action_repeat for steps, _ in points],
-        "return_mean": [round(float(np.mean(returns)), 1) for _, returns in points],
-        "return_std": [round(float(np.std(returns)), 1) for _, returns in points],
+        "return_mean": [round(returns.mean, 1) for _, returns in points],
+        "return_std": [round(returns.std, 1) for _, returns in points],
         "dream_mean": dreams,
         "updates": agent._n_updates,
         "settings": settings,
     }
 
 
-def play(player: Any, args: argparse.Namespace) -> list[float]:
+def real(player: Any, args: argparse.Namespace) -> Returns:
     """Returns of real episodes, acting deterministically."""
-    env = make_vec(args.env, args.episodes, seed=args.seed + 10_000)
-    returns, _ = evaluate_policy(
-        player, env, args.episodes, deterministic=True, return_episode_rewards=True, warn=False
-    )
-    env.close()
-    return list(np.asarray(returns, float))
+    return play(player, make_vec(args.env, args.episodes, seed=args.seed + 10_000), args.episodes)
 
 
 def measure(args: argparse.Namespace, preset: str, rounds: int) -> Path:

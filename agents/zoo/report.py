@@ -20,8 +20,13 @@ class Returns:
         """Their mean."""
         return float(np.mean(self.values))
 
+    @property
+    def std(self) -> float:
+        """Their deviation."""
+        return float(np.std(self.values))
+
     def __str__(self) -> str:
-        return f"{self.mean:.0f} ± {np.std(self.values):.0f}"
+        return f"{self.mean:.0f} ± {self.std:.0f}"
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import ConvertCallback, EveryNTimesteps
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger, make_output_format
 
 from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.world_models import WorldModels
-from agents.zoo.demo import RandomAgent
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
+from agents.zoo.playing import RandomAgent, play
 from agents.zoo.results import describe_origin
 from agents.zoo.stage_plots import plot_dreams, plot_evolution, plot_reconstructions
 from wmgym.allocator import keep_freed_memory
@@ -198,17 +197,12 @@ class TakeCover:
         self.write()
         return row
 
-    def play(self, player: Any) -> list[float]:
+    def play(self, player: Any) -> tuple[float, ...]:
         """Tics survived in each real episode."""
         options: dict[str, Any] = {"observation": "pixels", "action_repeat": self.agent.action_repeat}
-        env = make_vec(TAKE_COVER, min(10, self.args.episodes), seed=self.args.seed + 10_000, **options)
-        try:
-            returns, _ = evaluate_policy(
-                player, env, self.args.episodes, deterministic=True, return_episode_rewards=True, warn=False
-            )
-        finally:
-            env.close()
-        return list(np.asarray(returns, float))
+        count = min(10, self.args.episodes)
+        env = make_vec(TAKE_COVER, count, seed=self.args.seed + 10_000, **options)
+        return play(player, env, self.args.episodes).values
 
     @property
     def path(self) -> Path:

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import Dreamer
-from agents.zoo.demo import RandomAgent
+from agents.zoo.playing import RandomAgent
 from wmgym.real import make_vec
 
 TINY: dict[str, Any] = {
