@@ -57,8 +57,8 @@ class MDNRNNConfig:
     mixture: Literal["factored", "joint"] = "factored"
     """One mixture for every latent number (the paper's code), or one for all of them together."""
     layers: int = 0
-    """Hidden layers of each of the two MLPs around M's memory. With none, as in the paper, M cannot tell where things
-    that move will be: how a code changes is not linear in what the LSTM is told."""
+    """Hidden layers of each of the two MLPs around M's memory: how the code of things that move changes is not linear
+    in what is known, and is learnt in fewer updates with them. The paper has none."""
     units: int = 512
     """Width of the second of them; the first is as wide as the memory."""
     cell_in_features: bool = False
@@ -112,8 +112,8 @@ class MDNRNN(World):
         boxes = as_dict_space(observation_space)
         self.vae = VAE(boxes, c.latent, c.coder, c.kl_tolerance * c.latent, c.observation_scale)
         known = c.latent + action_size(action_space)
-        self.known = MLP(known, None, c.layers, c.hidden)
-        self.memory = LSTM(self.known.out_size, c.hidden)
+        self.before = MLP(known, None, c.layers, c.hidden)
+        self.memory = LSTM(self.before.out_size, c.hidden)
         self.outlook = MLP(c.hidden + known, None, c.layers, c.units) if c.layers else None
         told = c.units if c.layers else c.hidden
         self.mixtures = nn.Linear(told, GaussianMixtures.stat_count(c.latent, c.components, self.groups))
@@ -174,7 +174,7 @@ class MDNRNN(World):
         return MDNRNNState(self.predicted(outlook).sample(noise, temperature), hidden, cell), outlook
 
     def _remember(self, state: MDNRNNState, known: Tensor) -> tuple[Tensor, Tensor]:
-        return self.memory(self.memory.project(self.known(known)), state.hidden, state.cell)
+        return self.memory(self.memory.project(self.before(known)), state.hidden, state.cell)
 
     def _outlook(self, hidden: Tensor, known: Tensor) -> Tensor:
         """What M expects, as mixtures and heads are told it: `h`, or what an MLP makes of it and what is known."""
@@ -263,7 +263,7 @@ class MDNRNN(World):
     def _filter(self, latent: Tensor, action: Tensor, is_first: Tensor) -> tuple[MDNRNNState, Tensor]:
         """States and outlooks `(T, B, ...)` over given latents; the memory is wiped where `is_first` says so."""
         known = _known(torch.cat([torch.zeros_like(latent[:1]), latent[:-1]]), action)
-        projected = self.memory.project(self.known(known))
+        projected = self.memory.project(self.before(known))
         keep = (~is_first).to(latent.dtype)[..., None]  # (T, B, 1)
         _, hidden, cell = self.initial(latent.shape[1])
         hiddens, cells = [], []
