@@ -73,7 +73,8 @@ class WorldModels(VisionMemoryAgent):
         depth: channels of V's first convolution; see `CoderConfig` for the other kinds of `image`.
         image: V's network for pictures, "dreamer" (the paper's) or the faster "patches".
         observation_scale: weight of V's squared error.
-        world_config: a whole world configuration, instead of the eight above.
+        rarity: power by which pixels of rare colours count more in it, 0 in the paper (`wmgym.nets.rarity`).
+        world_config: a whole world configuration, instead of the nine above.
         ordered: whether discrete actions lie on a line (`Controller`).
         bias: whether C has one.
         train_in: where C evolves, "dream" or "real".
@@ -140,6 +141,7 @@ class WorldModels(VisionMemoryAgent):
         depth: int = 32,
         image: Literal["dreamer", "patches"] = "dreamer",
         observation_scale: float = 1.0,
+        rarity: float = 0.0,
         world_config: MDNRNNConfig | None = None,
         ordered: bool = False,
         bias: bool = True,
@@ -165,7 +167,8 @@ class WorldModels(VisionMemoryAgent):
         **options: Any,
     ) -> None:
         self.latent, self.hidden, self.layers, self.depth, self.image = latent, hidden, layers, depth, image
-        self.mixture, self.components, self.observation_scale = mixture, components, observation_scale
+        self.mixture, self.components = mixture, components
+        self.observation_scale, self.rarity = observation_scale, rarity
         self.together_updates, self.together_length, self.vision_decay = together_updates, together_length, vision_decay
         self.precision = precision
         self.world_config = world_config or self._world_config()
@@ -203,7 +206,7 @@ class WorldModels(VisionMemoryAgent):
         least |= {"components": 1, "together_updates": 0, "together_length": 2, "layers": 0}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least | ({} if self.first_decisions is None else {"first_decisions": 1}))
-        check_range(self, ("temperature", "exploration_noise", "wander", "sigma", "later_updates"))
+        check_range(self, ("temperature", "exploration_noise", "wander", "sigma", "later_updates", "rarity"))
 
     # -- networks ---------------------------------------------------------------------------------------------
 
@@ -223,6 +226,7 @@ class WorldModels(VisionMemoryAgent):
             mixture=self.mixture,
             coder=coder,
             observation_scale=self.observation_scale,
+            rarity=self.rarity,
             end_to_end=self.together_updates > 0,
         )
 

@@ -3,9 +3,9 @@
     python -m agents.zoo.take_cover
 
 collects random episodes, fits V and M, evolves C in M's dream, and goes on so in rounds with the episodes of C's
-neighbours; evolves a C at each temperature, from the C of the rounds and from nothing, lets each C play the real game,
-and writes the agent, pictures of each stage and a result file with the table of temperatures. Every round leaves a
-checkpoint: `--resume` goes on, whatever has stopped the run.
+neighbours; evolves that C further at each temperature (`--anew`: and another from nothing), lets each C play the real
+game, and writes the agent, pictures of each stage and a result file with the table of temperatures. Every round leaves
+a checkpoint: `--resume` goes on, whatever has stopped the run.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=100, help="real episodes of each evaluation")
     parser.add_argument("--table-generations", type=int, default=40, help="of C in each further row")
     parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES)
+    parser.add_argument("--anew", action="store_true", help="rows of C evolved from nothing too")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     parser.add_argument("--out", type=Path, default=Path("runs/take_cover"))
     parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
@@ -123,10 +124,10 @@ class TakeCover:
         return self.path
 
     def further_rows(self) -> None:
-        """The other temperatures from the C of the rounds, and all of them from nothing."""
+        """The other temperatures from the C of the rounds; and all of them from nothing, if asked for."""
         of_rounds = self.agent.policy.actor.weights.clone()
         done = {(row["anew"], row["temperature"]) for row in self.data["table"]}
-        for anew in (False, True):
+        for anew in (False, True) if self.args.anew else (False,):
             for temperature in self.args.temperatures:
                 if (anew, temperature) in done:
                     continue

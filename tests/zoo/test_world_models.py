@@ -22,7 +22,7 @@ FEW += ["iterations=2", "first_decisions=80", "together_updates=2", "together_le
 def test_take_cover_writes_its_table_and_pictures(tmp_path: Path) -> None:
     pytest.importorskip("vizdoom")
     options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--temperatures", "0.5", "1.15"]
-    path = take_cover.main([*options, "--out", str(tmp_path), "--set", *FEW, "n_envs=2"])
+    path = take_cover.main([*options, "--anew", "--out", str(tmp_path), "--set", *FEW, "n_envs=2"])
     result = json.loads(path.read_text())
     assert result["complete"]
     assert result["decisions_collected"] == 160
@@ -41,7 +41,7 @@ def test_take_cover_writes_its_table_and_pictures(tmp_path: Path) -> None:
 
 def test_take_cover_goes_on_within_its_table(tmp_path: Path) -> None:
     pytest.importorskip("vizdoom")
-    options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--out", str(tmp_path)]
+    options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--anew", "--out", str(tmp_path)]
     options += ["--set", *FEW, "n_envs=2"]
     path = take_cover.main([*options, "--temperatures", "1.15", "0.5"])
     unbroken = json.loads(path.read_text())

@@ -223,7 +223,8 @@ class Decoder(nn.Module):
         Args:
             features: (..., feature_size) float32.
             observation: by key, as for `Encoder.forward`; some of the keys are enough.
-            weights: of the numbers of vectors, by key, (N,) or () each; None, or a key left out: all 1.
+            weights: of the numbers of vectors, by key, (N,) or () each, and of the pixels of pictures,
+                (..., H, W, 1) or (..., H, W, C); None, or a key left out: all 1.
 
         Returns:
             By key, the shape (...) of the leading dimensions; no constant is added.
@@ -291,7 +292,9 @@ class Decoder(nn.Module):
         shape = self._shapes[key]
         leading = mean.shape[: mean.ndim - len(shape)]
         if key in self._pictures:
-            return picture_error(mean.reshape(-1, *shape), observed.reshape(-1, *shape), self._offset).reshape(leading)
+            of_pixels = None if weights is None else weights.reshape(-1, *shape[:2], weights.shape[-1])
+            pictures = observed.reshape(-1, *shape)
+            return picture_error(mean.reshape(-1, *shape), pictures, self._offset, of_pixels).reshape(leading)
         error = self._squared(mean, observed)
         return (error if weights is None else error * weights).reshape((*leading, -1)).sum(-1)
 

@@ -287,20 +287,22 @@ def to_bytes(mean: Tensor, offset: float) -> Tensor:
     return torch.mul(mean - offset if offset else mean, 255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def picture_error(mean: Tensor, pictures: Tensor, offset: float) -> Tensor:
+def picture_error(mean: Tensor, pictures: Tensor, offset: float, weights: Tensor | None = None) -> Tensor:
     """Squared error of every picture, summed over its pixels.
 
     Args:
         mean: (N, H, W, C) in the range [offset, offset + 1], float32 or bfloat16.
         pictures: (N, H, W, C) uint8.
         offset: what a black pixel is in that range.
+        weights: of the pixels, (N, H, W, 1) or (N, H, W, C); None: all 1.
 
     Returns:
         (N,) float32.
     """
     target = pictures.to(torch.float32).mul_(1 / 255).add_(offset)
     # Its fused backward pass makes this cheaper than a difference and a square.
-    return functional.mse_loss(mean.float(), target, reduction="none").flatten(1).sum(-1)
+    error = functional.mse_loss(mean.float(), target, reduction="none")
+    return (error if weights is None else error * weights).flatten(1).sum(-1)
 
 
 def coarse(pictures: Tensor, step: int, noise: Noise) -> Tensor:

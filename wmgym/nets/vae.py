@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wmgym.nets.coders import CoderConfig, Decoder, Encoder
 from wmgym.nets.mlp import linear
+from wmgym.nets.rarity import Rarity
 from wmgym.random import Noise
 
 
@@ -50,6 +51,7 @@ class VAE(nn.Module):
         config: sizes and choices of both networks.
         free_nats: floor of the KL; the code of the paper takes `Z / 2`.
         scale: weight of the squared error, 1 in the paper.
+        rarity: power of the weight of pixels of rare colours (`wmgym.nets.rarity`), 0 in the paper.
 
     Example:
         >>> vae = VAE({"observation": spaces.Box(-1, 1, (3,))}, 2, CoderConfig(units=16), free_nats=1.0)
@@ -64,12 +66,14 @@ class VAE(nn.Module):
         config: CoderConfig,
         free_nats: float,
         scale: float = 1.0,
+        rarity: float = 0.0,
     ) -> None:
         super().__init__()
         self.free_nats, self.scale = free_nats, scale
         self.encoder = Encoder(boxes, config)
         self.code = linear(self.encoder.out_size, 2 * size, config.init)
         self.decoder = Decoder(size, boxes, config)
+        self.rarity = Rarity(boxes, rarity) if rarity else None
 
     def encode(self, observation: Mapping[str, Tensor]) -> Code:
         """The codes `(..., Z)` of observations `(..., ...)` by key."""
@@ -78,6 +82,13 @@ class VAE(nn.Module):
     def loss(self, observation: Mapping[str, Tensor], noise: Noise) -> tuple[Code, dict[str, Tensor]]:
         """Codes, and the terms of the objective by name, each `(...)`: one for every key, and `kl` with its floor."""
         code = self.encode(observation)
-        errors = self.decoder.loss(code.sample(noise), observation)
-        terms = {name: self.scale * error for name, error in errors.items()}
-        return code, {**terms, "kl": code.kl().clamp(min=self.free_nats)}
+        errors = self.errors(code.sample(noise), observation)
+        return code, {**errors, "kl": code.kl().clamp(min=self.free_nats)}
+
+    def errors(self, latent: Tensor, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Squared errors `(...)` of what latents `(..., Z)` are decoded to, by key, as they count in the objective."""
+        if self.rarity is not None and self.training:
+            self.rarity.take(observation)
+        weights = None if self.rarity is None else self.rarity.weights(observation)
+        errors = self.decoder.loss(latent, observation, weights)
+        return {name: self.scale * error for name, error in errors.items()}

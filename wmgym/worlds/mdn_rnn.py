@@ -68,6 +68,8 @@ class MDNRNNConfig:
     """Nats for each latent number below which, all together, the KL of V presses no further."""
     observation_scale: float = 1.0
     """Weight of V's squared error; above 1 small things are worth nats of the code."""
+    rarity: float = 0.0
+    """Power by which pixels of rare colours count more in it (`wmgym.nets.rarity`); the paper has none."""
     predict_reward: bool = True
     predict_end: bool = True
     """Without: the world never ends (the paper's CarRacing predicts neither)."""
@@ -110,7 +112,7 @@ class MDNRNN(World):
         self.feature_size = c.latent + c.hidden * (2 if c.cell_in_features else 1)
         self.groups = c.latent if c.mixture == "factored" else 1
         boxes = as_dict_space(observation_space)
-        self.vae = VAE(boxes, c.latent, c.coder, c.kl_tolerance * c.latent, c.observation_scale)
+        self.vae = VAE(boxes, c.latent, c.coder, c.kl_tolerance * c.latent, c.observation_scale, c.rarity)
         known = c.latent + action_size(action_space)
         self.before = MLP(known, None, c.layers, c.hidden)
         self.memory = LSTM(self.before.out_size, c.hidden)
@@ -223,8 +225,8 @@ class MDNRNN(World):
         states, outlook = self._filter(latent, batch.action, batch.is_first)
         surprise = code.log_prob(latent) - self.predicted(outlook).log_prob(latent)
         share = 1 / self.config.latent
-        errors = self.vae.decoder.loss(latent, batch.observation)
-        parts = {f"{name}_loss": self.vae.scale * share * error.mean() for name, error in errors.items()}
+        errors = self.vae.errors(latent, batch.observation)
+        parts = {f"{name}_loss": share * error.mean() for name, error in errors.items()}
         parts["kl_loss"] = share * torch.where(_foretold(batch), surprise, code.kl()).mean()
         parts |= self._outcome_losses(outlook, batch)
         total = torch.stack(list(parts.values())).sum()
