@@ -63,7 +63,7 @@ def test_take_cover_goes_on_from_its_last_round_when_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("vizdoom")
-    options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--temperatures", "1.15"]
+    options = ["--decisions", "160", "--episodes", "2", "--table-generations", "1", "--temperatures", "1.15", "--anew"]
     options += ["--set", *FEW, "n_envs=2"]
     unbroken = json.loads(take_cover.main([*options, "--out", str(tmp_path / "unbroken")]).read_text())
 
