@@ -61,6 +61,7 @@ class WorldModels(VisionMemoryAgent):
         together_length: steps of the `batch_size` sequences in each.
         memory_learning_rate: Adam's first rate for M.
         memory_decay: factor on it after each update; it falls towards 1e-5.
+        memory_weight_decay: of M's weights (AdamW), 0 in the paper: what is rare, as ends are, is soon learnt by heart.
         memory_updates: updates of M in each iteration.
         batch_size: sequences in each.
         batch_length: steps in a sequence.
@@ -129,6 +130,7 @@ class WorldModels(VisionMemoryAgent):
         together_length: int = 24,
         memory_learning_rate: float = 1e-3,
         memory_decay: float = 0.99999,
+        memory_weight_decay: float = 0.0,
         memory_updates: int = 4000,
         batch_size: int = 100,
         batch_length: int = 100,
@@ -174,7 +176,7 @@ class WorldModels(VisionMemoryAgent):
         self.world_config = world_config or self._world_config()
         self.vision_updates, self.vision_batch = vision_updates, vision_batch
         self.memory_learning_rate, self.memory_decay = memory_learning_rate, memory_decay
-        self.memory_updates = memory_updates
+        self.memory_weight_decay, self.memory_updates = memory_weight_decay, memory_updates
         self.ordered, self.bias, self.train_in, self.iterations = ordered, bias, train_in, iterations
         self.generations, self.population, self.rollouts = generations, population, rollouts
         self.sigma, self.weight_decay = sigma, weight_decay
@@ -206,7 +208,10 @@ class WorldModels(VisionMemoryAgent):
         least |= {"components": 1, "together_updates": 0, "together_length": 2, "layers": 0}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least | ({} if self.first_decisions is None else {"first_decisions": 1}))
-        check_range(self, ("temperature", "exploration_noise", "wander", "sigma", "later_updates", "rarity"))
+        check_range(
+            self,
+            ("temperature", "exploration_noise", "wander", "sigma", "later_updates", "rarity", "memory_weight_decay"),
+        )
 
     # -- networks ---------------------------------------------------------------------------------------------
 
@@ -235,7 +240,11 @@ class WorldModels(VisionMemoryAgent):
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         rates = {"vision": self.lr_schedule(1.0), "memory": self.memory_learning_rate}
-        return {name: torch.optim.Adam(self._part(name), rate, fused=True) for name, rate in rates.items()}
+        decays = {"vision": 0.0, "memory": self.memory_weight_decay}
+        return {
+            name: torch.optim.AdamW(self._part(name), rate, weight_decay=decays[name], fused=True)
+            for name, rate in rates.items()
+        }
 
     # -- collecting -------------------------------------------------------------------------------------------
 

@@ -459,6 +459,20 @@ def test_v_learns_from_m_only_while_both_learn_together() -> None:
     assert set(steps.values()) == {6 + 5}  # none in M's own stage
 
 
+def test_ms_weights_decay_and_vs_do_not() -> None:
+    agent = tiny(memory_weight_decay=0.5).learn(60)
+    before = {name: parameter.detach().clone() for name, parameter in agent.world.named_parameters()}
+    for parameter in agent.world.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for optimizer in agent.optimizers.values():
+        optimizer.state.clear()  # no moments, so that decay is all that a step does
+        optimizer.step()
+    rate = agent.optimizers["memory"].param_groups[0]["lr"]
+    for name, parameter in agent.world.named_parameters():
+        kept = 1.0 if name.startswith("vae.") else 1 - 0.5 * rate
+        torch.testing.assert_close(parameter.detach(), kept * before[name])
+
+
 @pytest.mark.parametrize("image", ["dreamer", "patches"])
 def test_pictures_are_seen(image: str, needs_rendering: None) -> None:
     agent = tiny("CartPole-v1", observation="pixels", image=image, depth=2, generations=2).learn(40)
