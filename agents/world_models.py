@@ -75,7 +75,8 @@ class WorldModels(VisionMemoryAgent):
         image: V's network for pictures, "dreamer" (the paper's) or the faster "patches".
         observation_scale: weight of V's squared error.
         rarity: power by which pixels of rare colours count more in it, 0 in the paper (`wmgym.nets.rarity`).
-        world_config: a whole world configuration, instead of the nine above.
+        cell_in_features: whether C reads M's cell beside what it says, as in the paper's Take Cover.
+        world_config: a whole world configuration, instead of the ten above.
         ordered: whether discrete actions lie on a line (`Controller`).
         bias: whether C has one.
         train_in: where C evolves, "dream" or "real".
@@ -144,6 +145,7 @@ class WorldModels(VisionMemoryAgent):
         image: Literal["dreamer", "patches"] = "dreamer",
         observation_scale: float = 1.0,
         rarity: float = 0.0,
+        cell_in_features: bool = False,
         world_config: MDNRNNConfig | None = None,
         ordered: bool = False,
         bias: bool = True,
@@ -171,6 +173,7 @@ class WorldModels(VisionMemoryAgent):
         self.latent, self.hidden, self.layers, self.depth, self.image = latent, hidden, layers, depth, image
         self.mixture, self.components = mixture, components
         self.observation_scale, self.rarity = observation_scale, rarity
+        self.cell_in_features = cell_in_features
         self.together_updates, self.together_length, self.vision_decay = together_updates, together_length, vision_decay
         self.precision = precision
         self.world_config = world_config or self._world_config()
@@ -232,6 +235,7 @@ class WorldModels(VisionMemoryAgent):
             coder=coder,
             observation_scale=self.observation_scale,
             rarity=self.rarity,
+            cell_in_features=self.cell_in_features,
             end_to_end=self.together_updates > 0,
         )
 
