@@ -28,7 +28,7 @@ def scene(count: int, seed: int = 0) -> torch.Tensor:
 def test_weights_equal_a_slow_version() -> None:
     rarity, pictures = Rarity(BOXES, 0.5), scene(3)
     rarity.take({"observation": pictures})
-    colours = [tuple(pixel // 32) for pixel in pictures.reshape(-1, 3).tolist() for pixel in [np.array(pixel)]]
+    colours = [tuple(pixel) for pixel in (pictures // 32).reshape(-1, 3).tolist()]
     share = {colour: colours.count(colour) / len(colours) for colour in set(colours)}
     slow = np.array([share[colour] ** -0.5 for colour in colours])
     weights = rarity.weights({"observation": pictures})["observation"]

@@ -48,37 +48,56 @@ class Rarity(nn.Module):
     def __init__(self, boxes: Mapping[str, spaces.Box], power: float) -> None:
         super().__init__()
         self.power = power
-        self._pictures = {key: box.shape[2] for key, box in boxes.items() if is_image(box)}
+        self._keys = [key for key, box in boxes.items() if is_image(box)]
         self.batches: Tensor
         self.register_buffer("batches", torch.zeros(()))
-        for number, channels in enumerate(self._pictures.values()):
-            self.register_buffer(f"share_{number}", torch.zeros(2 ** (_BITS * min(channels, 3))))
+        for number, key in enumerate(self._keys):
+            channels = min(boxes[key].shape[2], 3)
+            self.register_buffer(f"share_{number}", torch.zeros(2 ** (_BITS * channels)))
 
-    @torch.no_grad()
+    def forward(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `weights`; while training, what is given is counted first."""
+        colours = self._colours(observation)
+        if self.training:
+            self._count(colours)
+        return self._weights(colours)
+
     def take(self, observation: Mapping[str, Tensor]) -> None:
         """Count the colours of pictures `(..., H, W, C)` uint8."""
-        self.batches += 1
-        rate = torch.clamp(1 / self.batches, min=_RATE)
-        for key, share in self._shares().items():
-            counts = torch.bincount(self._colours(observation[key]).flatten(), minlength=len(share))
-            share.lerp_(counts / counts.sum(), rate)
+        self._count(self._colours(observation))
 
     def weights(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Of each pixel, `(..., H, W, 1)` float32, for the pictures given; before any was taken, 1."""
+        return self._weights(self._colours(observation))
+
+    @torch.no_grad()
+    def _count(self, colours: Mapping[str, Tensor]) -> None:
+        self.batches += 1
+        rate = torch.clamp(1 / self.batches, min=_RATE)
+        for key, numbers in colours.items():
+            share = self._share(key)
+            counts = torch.bincount(numbers.flatten(), minlength=len(share))
+            share.lerp_(counts / counts.sum(), rate)
+
+    def _weights(self, colours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
-        for key, share in self._shares().items():
-            if key in observation:
-                of_colour = share.clamp(min=_LEAST) ** -self.power
-                mean = torch.where(self.batches > 0, (share * of_colour).sum(), of_colour[0])
-                found[key] = (of_colour / mean)[self._colours(observation[key])][..., None]
+        for key, numbers in colours.items():
+            share = self._share(key)
+            of_colour = share.clamp(min=_LEAST) ** -self.power
+            mean = torch.where(self.batches > 0, (share * of_colour).sum(), of_colour[0])
+            found[key] = (of_colour / mean)[numbers][..., None]
         return found
 
-    def _shares(self) -> dict[str, Tensor]:
-        return {key: self.get_buffer(f"share_{number}") for number, key in enumerate(self._pictures)}
+    def _share(self, key: str) -> Tensor:
+        return self.get_buffer(f"share_{self._keys.index(key)}")
 
-    def _colours(self, pictures: Tensor) -> Tensor:
-        """The number `(..., H, W)` of each pixel's colour."""
-        number = torch.zeros(pictures.shape[:-1], dtype=torch.long, device=pictures.device)
-        for channel in pictures.unbind(-1)[:3]:
-            number = (number << _BITS) + (channel >> (8 - _BITS))
-        return number
+    def _colours(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The number `(..., H, W)` of each pixel's colour, for the pictures given."""
+        return {key: _colour_numbers(observation[key]) for key in self._keys if key in observation}
+
+
+def _colour_numbers(pictures: Tensor) -> Tensor:
+    number = torch.zeros(pictures.shape[:-1], dtype=torch.int32, device=pictures.device)
+    for channel in pictures.unbind(-1)[:3]:
+        number.bitwise_left_shift_(_BITS).add_(channel >> (8 - _BITS))
+    return number

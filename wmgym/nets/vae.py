@@ -87,8 +87,6 @@ class VAE(nn.Module):
 
     def errors(self, latent: Tensor, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Squared errors `(...)` of what latents `(..., Z)` are decoded to, by key, as they count in the objective."""
-        if self.rarity is not None and self.training:
-            self.rarity.take(observation)
-        weights = None if self.rarity is None else self.rarity.weights(observation)
+        weights = None if self.rarity is None else self.rarity(observation)
         errors = self.decoder.loss(latent, observation, weights)
         return {name: self.scale * error for name, error in errors.items()}
