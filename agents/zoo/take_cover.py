@@ -229,7 +229,12 @@ def main(arguments: list[str] | None = None) -> Path:
     """Run the command."""
     args = parse_arguments(arguments)
     torch.set_num_threads(args.threads)
-    return TakeCover(args).run()
+    run = TakeCover(args)
+    try:
+        return run.run()
+    finally:
+        if run.agent.env is not None:  # its games' processes outlive a program that forgets them
+            run.agent.env.close()
 
 
 if __name__ == "__main__":
