@@ -3,7 +3,7 @@
 # make test-oldest   those tests with the oldest gymnasium, Stable-Baselines3 and shimmy that are supported
 # make bench   measures speed, the short form; writes benchmarks/RESULTS.md (beside sheeprl where make bench-peers has run)
 # make bench-peers   builds .venv-peers, an environment of its own with sheeprl, torchrl and simulusion, for the benchmarks
-# make demo    trains a Dreamer, opens its world as Dream-v0, trains PPO or SAC inside; writes runs/demo/
+# make demo    trains a Dreamer, opens its world as Dream-v0, trains PPO inside; writes runs/demo/
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -27,7 +27,7 @@ setup: $(STAMP)
 
 # torch comes first and alone, so that a CPU build which lies beside pip is taken and not another one's CUDA libraries.
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("wmgym needs Python 3.10 or newer, and $(PYTHON) is %s: make setup PYTHON=python3.12" % sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; (3, 10) <= sys.version_info[:2] <= (3, 12) or sys.exit("wmgym needs Python 3.10 to 3.12, and $(PYTHON) is %s: make setup PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)"
 	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)" -e ".[dev]"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import logging
 import math
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.checkpoint import CheckpointError
 from wmgym.dream import DreamVectorEnv
+from wmgym.facts import is_json
 from wmgym.spaces import SpaceError, action_size, as_dict_space, is_image
 from wmgym.worlds.store import WORLDS, config_from_dict
 
@@ -97,6 +97,11 @@ def check_numbers(agent: Any) -> None:
     if agent.train_freq is not None:
         least["train_freq"] = 1
     check_whole(agent, least)
+    if agent.gradient_steps != 1 and agent.train_freq is None:
+        raise ValueError(
+            f"gradient_steps={agent.gradient_steps} is of every train_freq decisions: give train_freq too, or "
+            "train_ratio alone (replayed steps per decision)."
+        )
     if not (_is_number(agent.train_ratio) and 0 < agent.train_ratio < math.inf):
         raise ValueError(
             f"train_ratio must be a number above 0 (replayed steps per decision), not {agent.train_ratio!r}."
@@ -223,15 +228,6 @@ def arguments_from_json(arguments: dict[str, Any], kind: str, source: str) -> di
         where = f"{source}: world_config"
         arguments["world_config"] = config_from_dict(config_class, arguments["world_config"], where)
     return arguments
-
-
-def is_json(value: Any) -> bool:
-    """Whether `value` can stand in a checkpoint's manifest."""
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _to_json(name: str, value: Any) -> Any:

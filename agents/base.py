@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from abc import abstractmethod
 from collections import defaultdict, deque
@@ -70,7 +69,7 @@ class WorldModelAgent(Collecting):
         batch_length: steps in a sequence.
         train_ratio: replayed steps per decision.
         train_freq: decisions between updates, instead of `train_ratio`.
-        gradient_steps: updates after every `train_freq` decisions.
+        gradient_steps: updates after every `train_freq` decisions, which must be given with it.
         pretrain: updates when learning starts.
         online_queue: sample each new sequence once before sampling uniformly (DreamerV3).
         stats_window_size: episodes over which the log averages.
@@ -155,8 +154,6 @@ class WorldModelAgent(Collecting):
         self.optimizers: dict[str, torch.optim.Optimizer] = {}
         self._base_rates: dict[str, float] = {}
         self._carry: Carry | None = None
-        self._updates_due = 0.0
-        self._pretrained = False
         check_numbers(self)
         self._metrics: dict[str, deque[Tensor]] = defaultdict(lambda: deque(maxlen=1000))  # if nothing is ever logged
         if _init_setup_model:
@@ -202,6 +199,13 @@ class WorldModelAgent(Collecting):
         self.checks = Checks(self.optimizers)
         self.perform: Callable[[SequenceBatch], dict[str, Tensor]] = self._update  # or what replays it
         self._base_rates = {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """As in Stable-Baselines3; learning and acting go on with chance that follows from `seed`."""
+        super().set_random_seed(seed)
+        if seed is not None and hasattr(self, "generator"):
+            self.generator.manual_seed(seed)
+            self.policy.generator.manual_seed(seed + 1)
 
     @property
     def world(self) -> World:
@@ -284,12 +288,11 @@ class WorldModelAgent(Collecting):
     ) -> None:
         going_on = True
         with self._anew_after_error():
-            if self._learning_pending:
-                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-                self._learn_due()
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            self._learn_due(interrupt)  # what was earned before a file was saved
             while going_on and self.num_timesteps < total_timesteps and not interrupt.requested:
                 going_on = self._collect_step(callback, total_timesteps, log_interval)
-                self._learn_due()
+                self._learn_due(interrupt)
 
     def _setup_learn(
         self,
@@ -310,18 +313,12 @@ class WorldModelAgent(Collecting):
                 self._begin_episodes()
         return result
 
-    def _learn_due(self) -> None:
-        """As many updates as the steps collected since the last call have earned."""
-        assert self.replay_buffer is not None
-        self._learning_pending = False
-        if len(self.replay_buffer) < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
-            return
-        self._updates_due += self._updates_earned()
-        if not self._pretrained:
-            self._pretrained, self._updates_due = True, float(self.pretrain)
-        for _ in range(math.floor(self._updates_due)):
+    def _learn_due(self, interrupt: InterruptGuard) -> None:
+        """The updates that are due, of which there may be thousands; an interruption leaves the rest for later."""
+        while self._updates_due >= 1 and not interrupt.requested:
             self.update()
-        self._updates_due -= math.floor(self._updates_due)
+            self._updates_due -= 1
+            self._saved_whole = (-1, None)  # what a callback has saved at this step no longer says it all
 
     def _updates_earned(self) -> float:
         """How many updates the last step has earned."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,8 @@ class Collecting(Healthy):
     """The collecting half of `WorldModelAgent`'s loop."""
 
     learning_starts: int
+    batch_length: int
+    pretrain: int
     exploration_noise: float = 0.0
     """Deviation of the noise on continuous actions, or the probability of a random discrete one."""
     hold: int = 1
@@ -38,8 +41,14 @@ class Collecting(Healthy):
     """How often an environment failed, was cut short and begun again."""
     _episode_limit: int | None = None
     """The longest of all episodes that the environments cut, in decisions."""
-    _learning_pending = False
-    """Whether the last step's updates are still to come: so it is for what a callback saves."""
+    _updates_due = 0.0
+    """Updates that the steps collected have earned, and that are still to come when a callback saves."""
+    _pretrained = False
+    """Whether the first of them, `pretrain`, were earned."""
+
+    @abstractmethod
+    def _updates_earned(self) -> float:
+        """How many updates the last step has earned."""
 
     def _explore(self, action: Tensor) -> Tensor:
         """What is done to the policy's action `(B, A)` while collecting: `exploration_noise` and `slips`."""
@@ -84,7 +93,7 @@ class Collecting(Healthy):
         self._update_info_buffer(infos, dones)
         self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
         before, self._episode_num = self._episode_num, self._episode_num + int(dones.sum())
-        self._learning_pending = True
+        self._earn_updates()
         callback.update_locals(locals())
         if not callback.on_step():
             return False
@@ -92,6 +101,15 @@ class Collecting(Healthy):
         if log_interval and self._episode_num // log_interval > before // log_interval:
             self.dump_logs()
         return True
+
+    def _earn_updates(self) -> None:
+        """Add to `_updates_due` what the step just collected has earned."""
+        assert self.replay_buffer is not None
+        if len(self.replay_buffer) < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
+            return
+        self._updates_due += self._updates_earned()
+        if not self._pretrained:
+            self._pretrained, self._updates_due = True, float(self.pretrain)
 
     def _note_limit(self, infos: list[dict[str, Any]]) -> None:
         for info in infos:

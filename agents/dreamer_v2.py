@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
-from agents.arguments import passed_on, refuse_ignored
+from agents.arguments import check_whole, passed_on, refuse_ignored
 from agents.dreamer import OF_THE_FLAGSHIP_S_WORLD, ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
 from agents.imagination import Rollout, frozen, lambda_returns, matmul_precision, policy_objective, reach_weights
@@ -119,8 +119,12 @@ class DreamerV2(Dreamer):
         scales: dict[str, Any] = {"kl_balance": kl_balance, "kl_scale": kl_scale, "free_nats": free_nats}
         scales |= {"vector_scale": vector_scale, "continue_scale": pcont_scale}
         world_config = world_config or v2_world(deter, stoch, classes, units, depth, gamma, pcont, **scales)
-        refuse_ignored("DreamerV2", Dreamer, options, OF_THE_FLAGSHIP_S_WORLD)
+        refuse_ignored("DreamerV2", Dreamer, options, (*OF_THE_FLAGSHIP_S_WORLD, "slow_rate"))
         super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
+
+    def _check_behaviour(self) -> None:
+        super()._check_behaviour()
+        check_whole(self, {"horizon": 2})  # the paper's returns are of all imagined states but the last
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         size, space = world.feature_size, self.action_space

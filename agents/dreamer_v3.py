@@ -116,7 +116,13 @@ class DreamerV3(Dreamer):
         width = SIZES[size]
         config = v3_world(width, gamma, unimix, free_nats, dyn_scale, rep_scale)
         world_config = world_config or config
-        options |= {"deter": config.deter, "stoch": config.stoch, "units": width, "depth": config.encoder.depth}
+        widths = {"deter": config.deter, "stoch": config.stoch, "units": width, "depth": config.encoder.depth}
+        for name in widths:
+            if options.get(name, widths[name]) != widths[name]:
+                raise TypeError(
+                    f"DreamerV3's size={size!r} has {name}={widths[name]}: give world_config=... for another."
+                )
+        options |= widths
         refuse_ignored("DreamerV3", Dreamer, options, OF_THE_FLAGSHIP_S_WORLD)
         super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
 

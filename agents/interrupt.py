@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from types import FrameType
 from typing import Any, NoReturn
+
+log = logging.getLogger("wmgym")
 
 CONNECTION_LOST = (EOFError, ConnectionError)
 """What environments in processes of their own raise once they are gone: Ctrl-C in a terminal reaches them too."""
@@ -58,3 +61,4 @@ class InterruptGuard:
         first, self.received = self.received is None, number
         if not first:
             self.leave()
+        log.warning("Stopping after the present step or update, to save. A second signal stops at once, unsaved.")

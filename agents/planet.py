@@ -213,10 +213,9 @@ class PlaNet(WorldModelAgent):
         self._carry = self._carry._replace(action=self._random_action())
         return self._carry.action
 
-    def _learn_due(self) -> None:
-        self._learning_pending = False
+    def _earn_updates(self) -> None:
         if self._episode_num >= self.seed_episodes:
-            super()._learn_due()
+            super()._earn_updates()
 
     def _updates_earned(self) -> float:
         if self.updates_per_episode is None:

@@ -84,7 +84,6 @@ class StagedAgent(WorldModelAgent):
     def _loop(
         self, callback: BaseCallback, total_timesteps: int, log_interval: int | None, interrupt: InterruptGuard
     ) -> None:
-        self._learning_pending = False
         if self._iteration >= self.iterations and 0 < total_timesteps <= self.num_timesteps:
             return  # the whole procedure is done, and no decision is asked for
         if self._iteration >= self.iterations or not self.num_timesteps:
@@ -95,6 +94,9 @@ class StagedAgent(WorldModelAgent):
                     return
             if not self._fit(callback, interrupt, log_interval):
                 return
+
+    def _earn_updates(self) -> None:
+        """Nothing: updates come in stages of their own."""
 
     def _begin_procedure(self) -> None:
         self._finish_stage()

@@ -12,8 +12,10 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -26,14 +28,13 @@ from agents.arguments import (
     arguments_from_json,
     arguments_to_json,
     check_env_and_policy,
-    is_json,
 )
 from agents.policy import Carry, WorldModelPolicy
 from agents.resuming import Resumable
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
 from wmgym.dream.starts import StartStates
-from wmgym.facts import LIMIT, LOST, episode_limit, make_arguments, registered_limit
+from wmgym.facts import LOST, episode_limit, facts_to_json, make_arguments, registered_limit
 from wmgym.files import NONSENSE
 from wmgym.worlds.building import require_fit
 from wmgym.worlds.store import STARTS, group, pack_world
@@ -49,7 +50,6 @@ _COUNTERS = (
     "_updates_due",
     "_pretrained",
     "_total_timesteps",
-    "_learning_pending",
     "_env_faults",
     "_skipped_updates",
     "_skipped_in_a_row",
@@ -140,12 +140,7 @@ class Storable(Resumable):
 
     def _env_facts(self) -> dict[str, Any]:
         settings = self.env_settings or {}
-        lost = [name for name, value in settings.items() if not is_json(value)]
-        if lost:
-            log.warning("The environment's %s cannot be saved: give the environment again to load.", ", ".join(lost))
-        kept = {name: value for name, value in settings.items() if name not in lost}
-        limit = self._episode_limit or registered_limit(settings, self.action_repeat)
-        return {**kept, LIMIT: limit, **({LOST: lost} if lost else {})}
+        return facts_to_json(settings, self._episode_limit or registered_limit(settings, self.action_repeat))
 
     def _agent_facts(self) -> dict[str, Any]:
         return {
@@ -219,7 +214,9 @@ class Storable(Resumable):
                 Zoo always gives those of PPO.
             print_system_info: accepted for Stable-Baselines3's tools; the file's versions are in its manifest.
             force_reset: as in Stable-Baselines3; an environment that is given is reset before learning goes on.
-            kwargs: arguments of the constructor to replace.
+            kwargs: arguments of the constructor to replace. Those of the world's objective (`reward_scale`, ...) change
+                its configuration too, as long as that was not given whole. `buffer_size` has no effect on a replay
+                that is read from a file. A `seed` begins chance anew.
 
         Raises:
             CheckpointError: naming the file and the fault: missing, damaged, foreign, of another algorithm or of
@@ -240,13 +237,15 @@ class Storable(Resumable):
         changes = {name: value for name, value in (custom_objects or {}).items() if name in known} | kwargs
         try:
             arguments = arguments_from_json(facts["arguments"], manifest["world"]["kind"], str(path))
-            constructor: Any = cls
-            agent: AgentT = constructor(None, device=device, _init_setup_model=False, **{**arguments, **changes})
+            make = partial(cast(Any, cls), None, device=device, _init_setup_model=False)
+            agent: AgentT = make(**_changed(make, arguments, changes, path))
             agent._become(manifest, tensors, Path(path))
         except NONSENSE as error:
             if changes and not isinstance(error, LookupError):  # they may be what is wrong
                 raise
             raise CheckpointError(f"{path} does not describe a {cls.__name__}: {error!r}.") from error
+        if "seed" in changes:
+            agent.set_random_seed(agent.seed)
         if env is not None:
             agent._move_to(env, force_reset, str(path))
         return agent
@@ -287,7 +286,10 @@ class Storable(Resumable):
                         "wmgym.make_env makes environments as agents see them; others need an agent of their own."
                     )
             self.n_envs, self._carry = env.num_envs, None
-        self.set_env(env, force_reset)  # type: ignore[arg-type]
+        try:
+            self.set_env(env, force_reset)  # type: ignore[arg-type]
+        except ValueError as error:  # an id of other spaces, or of no environment
+            raise CheckpointError(f"{source} cannot go on in {env}: {error}") from error
 
     def _become(self, manifest: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
         facts, run = manifest["agent"], manifest["run"]
@@ -343,6 +345,24 @@ class Storable(Resumable):
         self._env_states = [
             {**facts, "actions": tensors[f"env/{i}"].cpu().numpy()} for i, facts in enumerate(run.get("envs", []))
         ] or None
+
+
+def _changed(
+    make: Callable[..., Any], arguments: dict[str, Any], changes: dict[str, Any], source: Any
+) -> dict[str, Any]:
+    """The saved arguments with changes, from which the world's configuration follows if the saved one did."""
+    saved = arguments.get("world_config")
+    if saved is None or not changes or "world_config" in changes:
+        return arguments | changes
+    rest = {name: value for name, value in arguments.items() if name != "world_config"}
+    before, after = make(**rest).world_config, make(**rest | changes).world_config
+    if before == after:
+        return arguments | changes
+    if before != saved:
+        raise ValueError(
+            f"{source} has a world_config of its own, which {', '.join(changes)} would not change: give world_config."
+        )
+    return rest | changes
 
 
 def _restore_generator(generator: torch.Generator, state: Tensor, source: Path) -> None:

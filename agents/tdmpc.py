@@ -2,8 +2,8 @@
 
 loop: as TD-MPC2's (`agents.tdmpc2`), with
       z_t compared with a slow encoder's, latents as they come, rewards and values by squared error
-      an actor without chance, a <- tanh(pi(z)) + noise, its deviation falling from 0.5 to 0.05
-      plans of 1 to H steps, growing in the same time
+      an actor without chance, a <- tanh(pi(z)) + noise of deviation 0.05
+      plans of 1 to H steps, whose belief is as wide as 0.5, falling to 0.05, while they grow
       actor <- actor + grad sum_t rho^t min of 2 critics(z_t, actor(z_t))
 """
 
@@ -35,7 +35,7 @@ class NoisyAction(NamedTuple):
     """An action with noise, cut off at -1 and 1; its gradient is the mean's."""
 
     mean: Tensor  # (..., A)
-    std: Tensor  # scalar
+    std: float
 
     def sample(self, noise: Noise) -> Tensor:
         """A draw in [-1, 1]."""
@@ -54,15 +54,13 @@ class NoisyActor(nn.Module):
         features: width of the features.
         actions: width of an action.
         units: width of the two hidden layers.
-        std: deviation of the noise, which the agent lowers.
+        std: deviation of the noise.
     """
-
-    std: Tensor
 
     def __init__(self, features: int, actions: int, units: int, std: float) -> None:
         super().__init__()
         self.net = MLP(features, actions, 2, units, "elu", "none")
-        self.register_buffer("std", torch.tensor(std))
+        self.std = std
 
     def forward(self, features: Tensor) -> NoisyAction:
         """The action at features `(..., F)`."""
@@ -70,17 +68,19 @@ class NoisyActor(nn.Module):
 
 
 class TDMPCPolicy(TDMPC2Policy):
-    """TD-MPC2's policy with a search that grows: plans are `reach` steps long, their belief as wide as the noise.
+    """TD-MPC2's policy with a search that grows: plans are `reach` steps long, their belief at least `breadth` wide.
 
     Args:
         arguments: `TDMPC2Policy`'s.
     """
 
     reach: Tensor
+    breadth: Tensor
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.register_buffer("reach", torch.tensor(1))
+        self.register_buffer("breadth", torch.tensor(self.planner.min_std))
 
     def worth(self, values: Tensor) -> Tensor:
         """See `TDMPC2Policy.worth`; the least."""
@@ -88,7 +88,7 @@ class TDMPCPolicy(TDMPC2Policy):
 
     def present_planner(self) -> MPPI:
         """See `TDMPC2Policy.present_planner`."""
-        least = max(self.planner.min_std, self.actor.std.item())
+        least = max(self.planner.min_std, self.breadth.item())
         return replace(self.planner, horizon=int(self.reach.item()), min_std=least)
 
     def search(self, state: Any, start: Tensor | None, noise: Noise, exploring: bool) -> tuple[Tensor, Tensor]:
@@ -112,8 +112,9 @@ class TDMPC(TDMPC2):
         batch_size: sequences in a batch.
         horizon: H, the longest plans, and steps of the world's predictions while it learns.
         latent: width of the latent.
-        annealing: decisions in which plans grow from 1 to H steps, and the noise falls from `first_std` to `min_std`.
-        first_std: first deviation of the actor's noise.
+        annealing: decisions, from the very first, in which plans grow from 1 to H steps and their belief's smallest
+            deviation falls from `first_std` to `min_std`, which is that of the actor's noise.
+        first_std: first of the belief's smallest deviations.
         value_scale: weight of the critics' loss, the mean over both (the paper: 0.1 times the sum).
         slow_rate: how fast slow critics and the slow encoder follow (the paper: 0.01 at every other update).
         clip: largest gradient norm.
@@ -193,7 +194,7 @@ class TDMPC(TDMPC2):
         actions = action_size(self.action_space)
         critics = CriticEnsemble(world.feature_size, actions, self.critics, self.units, bins=0, act=self.act)
         return {
-            "actor": NoisyActor(world.feature_size, actions, self.units, self.first_std),
+            "actor": NoisyActor(world.feature_size, actions, self.units, self.min_std),
             "critics": critics,
             "slow_critics": copy.deepcopy(critics).requires_grad_(False),
         }
@@ -206,8 +207,8 @@ class TDMPC(TDMPC2):
     # -- the algorithm ----------------------------------------------------------------------------------------
 
     def _decide(self) -> Tensor:
-        progress = min(1.0, max(0, self.num_timesteps - self.learning_starts) / self.annealing)
-        self.policy.actor.std.fill_(self.first_std + progress * (self.min_std - self.first_std))
+        progress = min(1.0, self.num_timesteps / self.annealing)
+        self.policy.breadth.fill_(self.first_std + progress * (self.min_std - self.first_std))
         self.policy.reach.fill_(int(1 + progress * (self.horizon - 1)))
         return super()._decide()
 

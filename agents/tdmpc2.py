@@ -23,7 +23,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor
-from agents.arguments import check_range, check_whole
+from agents.arguments import check_range, check_whole, refuse_ignored
 from agents.base import WorldModelAgent
 from agents.critics import CriticEnsemble
 from agents.imagination import ReturnRange, frozen
@@ -105,8 +105,8 @@ class TDMPC2Policy(PlanningPolicy):
 class TDMPC2(WorldModelAgent):
     """TD-MPC2, with the defaults of its model of five million parameters.
 
-    Two things differ from its code: the critics have no dropout, and those asked about the end of a plan are told the
-    likeliest action of the actor instead of a draw.
+    What differs from its code is listed in `docs/tdmpc2.md`: above all the critics have no dropout, and those asked
+    about the end of a plan are told the likeliest action of the actor instead of a draw.
 
     Args:
         env: see `WorldModelAgent`, as for every argument that is not listed here.
@@ -115,7 +115,7 @@ class TDMPC2(WorldModelAgent):
         encoder_rate: factor on it for the world's encoder.
         batch_size: sequences in a batch.
         horizon: H, steps of a plan and of the world's predictions while it learns.
-        train_freq: decisions between updates.
+        train_freq: decisions between updates; None: as `train_ratio` says.
         learning_starts: random decisions before the first update.
         pretrain: updates then; None: as many as `learning_starts`.
         latent: width of the latent, a multiple of 8.
@@ -194,6 +194,8 @@ class TDMPC2(WorldModelAgent):
         self._check_own_arguments()
         self.mppi = MPPI(horizon, candidates, iterations, elites, temperature, 0.0, min_std, max_std, first_std=max_std)
         self.world_config = world_config or self._world_config()
+        if train_freq is not None:
+            refuse_ignored("TDMPC2 with a train_freq", WorldModelAgent, options, ("train_ratio",))
         super().__init__(
             env,
             policy,
@@ -310,10 +312,11 @@ class TDMPC2(WorldModelAgent):
 
     def _objective(self, values: Tensor, policy: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """What the actor climbs, `(T, B)`, from two critics' `values` `(2, T, B)` of its draws; scalars for the log."""
-        scale = self.policy.return_range.update(values[0])
+        worth = self.policy.worth(values)
+        scale = self.policy.return_range.update(worth[0])  # of states that were seen; those after it are foretold
         entropy = policy.entropy()
         weight = self.entropy_scale * action_size(self.action_space)
-        objective = self.policy.worth(values) / scale + weight * entropy
+        objective = worth / scale + weight * entropy
         return objective, {"actor_entropy": entropy.mean(), "return_scale": scale}
 
 

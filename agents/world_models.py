@@ -46,7 +46,8 @@ class WorldModels(VisionMemoryAgent):
 
     `learn(n)` goes once through the whole procedure with `n` decisions in the real environment, which are shared out
     among the iterations; called again, it goes on from the networks that there are. A run that is interrupted, or
-    saved by a callback, goes on within the stage it was in: `load(path).learn(0, reset_num_timesteps=False)`.
+    saved by a callback, goes on within the stage it was in: `load(path).learn(rest, reset_num_timesteps=False)`, where
+    `rest` are the decisions of `n` that were not yet taken, 0 once all are.
 
     Args:
         env: see `WorldModelAgent`, as for every argument that is not listed here. `train_ratio`, `train_freq`,
@@ -315,6 +316,8 @@ class WorldModels(VisionMemoryAgent):
         self.costs.pop("controller", None)
         if anew:
             self.policy.actor.weights.zero_()
+        if self.train_in == "dream" and self.replay_buffer is None and self._replay_reference is None:
+            self._open_starts()  # the file's: learning opens a replay, which is empty but for a reset's first step
         self.learn(0, reset_num_timesteps=False)
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from wmgym import dataset
 from wmgym.checkpoint import CheckpointError
 from wmgym.dataset import load_dataset, record
 from wmgym.replay import SequenceReplay
@@ -91,6 +93,64 @@ def test_keys_and_what_is_known_of_the_environment(tmp_path: Path) -> None:
     assert named.replay.sample(2, 3).action.shape == (3, 2, 2)  # one-hot
 
 
+def test_where_a_recording_stops_is_no_limit_of_the_environment(tmp_path: Path) -> None:
+    """Or dreams would be as short; of several data sets the longest limit is the environment's."""
+    short = record(Walk(), None, 4, tmp_path / "short", seed=1)
+    assert load_dataset(short).env["episode_limit"] is None
+    whole = record(Walk(), None, 20, tmp_path / "whole", seed=1)
+    assert load_dataset(whole).env["episode_limit"] == 6
+    assert load_dataset([short, whole]).env["episode_limit"] == 6
+
+
+class Reuses(Walk):
+    """Writes every observation into the same array."""
+
+    def _seen(self) -> Any:
+        self.array = getattr(self, "array", np.zeros(1, np.float32))
+        self.array[:] = self.place
+        return self.array
+
+
+def test_arrays_that_are_used_again_are_copied(tmp_path: Path) -> None:
+    action = np.zeros(1, np.float32)
+
+    def further(_: Any) -> np.ndarray:
+        action[:] += 0.1
+        return action
+
+    folder = record(Reuses(), further, 5, tmp_path / "walk", seed=3)
+    episode = np.load(folder / "000000.npz")
+    np.testing.assert_allclose(episode["action"][1:, 0], [0.1, 0.2, 0.3, 0.4, 0.5], atol=1e-6)
+    np.testing.assert_allclose(np.diff(episode["observation"][:, 0]), [0.1, 0.2, 0.3, 0.4, 0.5], atol=1e-6)
+
+
+def test_two_recorders_in_one_folder_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other has taken the number while this one was writing."""
+    folder = record(Walk(), None, 6, tmp_path / "walk")
+    first = (folder / "000000.npz").read_bytes()
+    numbers = iter([0, 0, 1])
+    monkeypatch.setattr(dataset, "_next_number", lambda _: next(numbers))
+    record(Walk(), None, 6, folder, seed=1)
+    assert (folder / "000000.npz").read_bytes() == first
+    assert sorted(path.name for path in folder.iterdir()) == ["000000.npz", "000001.npz", "dataset.json"]
+
+
+def test_an_environment_made_here_is_closed_though_its_folder_is_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[gym.Env] = []
+    monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.close", lambda env: closed.append(env))
+    record(Walk(), None, 3, tmp_path / "walk")
+    with pytest.raises(ValueError, match="choose another folder"):
+        record("CartPole-v1", None, 3, tmp_path / "walk")
+    assert len(closed) == 1
+
+
+def test_an_argument_that_no_file_holds_is_named_in_it(tmp_path: Path) -> None:
+    folder = record("Pendulum-v1", None, 3, tmp_path / "pendulum", g=np.float32(9.8))
+    assert load_dataset(folder).env == {"id": "Pendulum-v1", "episode_limit": 200, "lost": ["g"]}
+
+
 def test_a_policy_that_remembers_is_told_when_an_episode_begins(tmp_path: Path) -> None:
     class Counts:
         starts: list[bool] = []  # noqa: RUF012
@@ -156,6 +216,8 @@ def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("spoil", "text"), [
     (lambda folder: (folder / "dataset.json").write_text("{}"), "no data set of wmgym"),
     (lambda folder: (folder / "dataset.json").write_text('{"format": "wmgym-episodes"}'), "does not tell the spaces"),
+    (lambda folder: _tell(folder, env=[1]), r"dataset\.json tells nonsense of its environment"),
+    (lambda folder: _tell(folder, env={"episode_limit": "x"}), r"dataset\.json tells nonsense .*'x'"),
     (lambda folder: (folder / "dataset.json").unlink(), r"dataset\.json cannot be read"),
     (lambda folder: [path.unlink() for path in folder.glob("*.npz")], "holds no episode"),
     (lambda folder: (folder / "000000.npz").write_bytes(b"PK"), r"000000\.npz cannot be read as an episode"),
@@ -187,6 +249,11 @@ def test_flipped_bits_are_refused_or_do_no_harm(tmp_path: Path) -> None:
     assert refused > 100
 
 
+def _tell(folder: Path, **changes: Any) -> None:
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def _write(folder: Path, **changes: np.ndarray) -> None:
     arrays = {"observation": np.zeros((3, 1)), "action": np.zeros((3, 1)), "reward": np.zeros(3),
               "is_terminal": np.zeros(3, bool)}  # fmt: skip
@@ -201,6 +268,8 @@ def test_what_cannot_be_recorded_or_read(tmp_path: Path) -> None:
     record(Walk(), None, 3, tmp_path / "walk")
     with pytest.raises(ValueError, match="another observation_space: choose another folder"):
         record(Walk(keys=True), None, 3, tmp_path / "walk")
+    with pytest.raises(CheckpointError, match=r"recoded does not exist: name a folder of episodes"):
+        load_dataset(tmp_path / "recoded")
     with pytest.raises(TypeError, match="not a int"):
         load_dataset([1, 2])
     with pytest.raises(ValueError, match="no data set in the list"):

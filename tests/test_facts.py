@@ -13,7 +13,7 @@ from gymnasium import spaces
 from agents import Dreamer
 from benchmarks.reliability.fuzz import TINY
 from wmgym import load_model
-from wmgym.facts import episode_limit, make_arguments
+from wmgym.facts import episode_limit, make_arguments, registered_limit
 from wmgym.real import remake_env
 from wmgym.trust.report import open_real
 
@@ -87,3 +87,7 @@ def test_what_cannot_be_made_again() -> None:
     for limit in (0, -3, 2.5, True, "long"):
         with pytest.raises(ValueError, match="episode_limit must be a whole number"):
             episode_limit({"episode_limit": limit})
+
+
+def test_an_id_that_names_its_module_has_its_limit() -> None:
+    assert registered_limit({"id": "gymnasium.envs.classic_control:CartPole-v1"}, 2) == 250

@@ -97,7 +97,11 @@ def test_losses_are_reported(cartpole: Path) -> None:
 def test_what_cannot_be_fitted(cartpole: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"world='gpt' is unknown: choose one of .*'rssm'"):
         fit_world(cartpole, "gpt")
-    with pytest.raises(ValueError, match="updates must be 1 or more"):
+    with pytest.raises(ValueError, match="updates and batch_size must be 1 or more"):
         fit_world(cartpole, updates=0)
+    with pytest.raises(ValueError, match="batch_length 2 or more"):
+        fit_world(cartpole, batch_length=1)
+    with pytest.raises(ValueError, match="latent='categoricals' is unknown: choose one of 'gaussian', 'categorical'"):
+        fit_world(cartpole, latent="categoricals")
     with pytest.raises(TypeError, match="depth"):
         fit_world(cartpole, updates=1, depth=3)

@@ -8,9 +8,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from wmgym.games import DoomScreen, HeldRace, LeftStayRight, SteerGasBrake, TopRows, doom_options
-from wmgym.real import make_env, make_vec
+from wmgym.real import make_env, make_vec, repeat_of
 from wmgym.wrappers import ActionRepeat
 
 
@@ -85,6 +86,7 @@ def test_take_cover() -> None:
     assert env.action_space == spaces.Discrete(3)
     observation, _ = env.reset(seed=1)
     assert observation in env.observation_space
+    assert repeat_of(DummyVecEnv([lambda: env])) == 4
     total, ended = 0.0, False
     while not ended:
         observation, reward, ended, truncated, _ = env.step(1)

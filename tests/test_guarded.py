@@ -141,6 +141,21 @@ def test_a_reset_that_fails_is_tried_again_with_another_seed_and_told(guarded: A
     assert again.reset(seed=7)[1]["seed"] == first
 
 
+def test_an_environment_in_place_of_a_broken_one_is_seeded_and_acts_at_random_alike(guarded: Any) -> None:
+    runs = []
+    for _ in range(2):
+        env = guarded({1: "raise", 3: "raise", 5: "raise"})
+        env.action_space.seed(3)
+        seeds = [env.reset(seed=7)[1]["seed"]]
+        for _ in range(3):
+            env.step(env.action_space.sample())
+            seeds.append(env.reset()[1]["seed"])
+        runs.append((seeds, [env.action_space.sample() for _ in range(20)]))
+    assert runs[0] == runs[1]
+    assert None not in runs[0][0]
+    assert len(set(runs[0][0])) == 4
+
+
 def play(env: Guarded) -> None:
     for _ in range(99):
         env.reset(seed=0)

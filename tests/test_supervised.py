@@ -150,3 +150,12 @@ def test_make_vec_gives_supervised_and_guarded_environments() -> None:
     assert env.reset().shape == (1, 4)
     assert env.env_method("get_state")[0]["seed"] == 0
     env.close()
+
+
+@pytest.mark.parametrize(("id", "kwargs", "text"), [
+    ("CartPole-v9", {}, "no environment 'CartPole-v9'"),
+    ("CartPole-v1", {"observation": "pixel"}, "observation='pixel' is unknown"),
+])  # fmt: skip
+def test_what_cannot_be_made_is_said_as_it_is_in_one_process(id: str, kwargs: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make_vec(id, 1, subprocess=True, **kwargs)

@@ -6,6 +6,7 @@ A data set is a folder: `dataset.json` (spaces, and what is known of the environ
     action                             (T + 1, ...)   in the environment's units; action[t] led to observation[t]
     reward                             (T + 1,)       received on reaching observation[t]
     is_terminal                        (T + 1,)       bool; all False when the episode was cut
+    is_truncated                       ()             bool; whether the environment cut it, not who recorded it
 
 where `action[0]` and `reward[0]` say nothing. This is the alignment of `wmgym.worlds.base`. Nothing is pickled.
 """
@@ -24,11 +25,11 @@ from gymnasium import spaces
 
 from wmgym.checkpoint import space_from_json, space_to_json
 from wmgym.dream.convert import ActionConverter
-from wmgym.facts import LIMIT, episode_limit, in_decisions, make_arguments
+from wmgym.facts import LIMIT, episode_limit, facts_from_json, facts_to_json, in_decisions, with_limit
 from wmgym.files import DAMAGE, NONSENSE, CheckpointError, atomic_writer
 from wmgym.replay import SequenceReplay
 from wmgym.replay_files import read_json, write_json
-from wmgym.spaces import OBSERVATION, action_size, as_dict, as_dict_space
+from wmgym.spaces import OBSERVATION, action_size, as_dict, as_dict_space, copied
 
 INDEX = "dataset.json"
 FORMAT = "wmgym-episodes"
@@ -45,7 +46,7 @@ class Predicts(Protocol):
         """An action, and what to remember."""
 
 
-Policy = Predicts | Callable[[Any], Any]
+Acting = Predicts | Callable[[Any], Any]
 """Something with Stable-Baselines3's `predict`, or a function of the observation."""
 
 
@@ -58,12 +59,14 @@ class RecordedEpisode:
         action: `(T + 1, ...)`, in the environment's units.
         reward: `(T + 1,)`.
         terminated: whether it truly ended, instead of being cut.
+        truncated: whether the environment cut it; False also where the recording ended, or where no one knows.
     """
 
     observation: dict[str, np.ndarray]
     action: np.ndarray
     reward: np.ndarray
     terminated: bool
+    truncated: bool = False
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Dataset:
 
 def record(
     env: gym.Env | str,
-    policy: Policy | None,
+    policy: Acting | None,
     steps: int,
     folder: str | Path = "recorded",
     *,
@@ -117,20 +120,12 @@ def record(
     """
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}.")
-    made, facts = _environment(env, env_kwargs)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    index = {
-        "format": FORMAT,
-        "observation_space": space_to_json(made.observation_space),
-        "action_space": space_to_json(made.action_space),
-        "env": facts,
-    }
-    _require_same(folder, index)
-    write_json(folder / INDEX, index)
-    made.action_space.seed(seed)
-    next_seed: int | None = seed
+    made, facts = _environment(env, env_kwargs)
     try:
+        _write_index(folder, made, facts)
+        made.action_space.seed(seed)
+        next_seed: int | None = seed
         while steps > 0:
             episode = _live(made, policy, steps, deterministic, next_seed)
             save_episode(folder, episode)
@@ -144,16 +139,24 @@ def record(
 def save_episode(folder: str | Path, episode: RecordedEpisode) -> Path:
     """Write an episode beside those that are there; the file appears whole or not at all."""
     folder = Path(folder)
-    number = 1 + max((int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()), default=-1)
-    observation = episode.observation
-    prefix = "" if set(observation) == {OBSERVATION} else f"{OBSERVATION}/"
-    arrays: dict[str, Any] = {prefix + key: value for key, value in observation.items()}
-    is_terminal = np.zeros(len(episode.reward), bool)
-    is_terminal[-1] = episode.terminated
-    path = folder / f"{number:06d}.npz"
-    with atomic_writer(path) as file:
-        np.savez_compressed(file, action=episode.action, reward=episode.reward, is_terminal=is_terminal, **arrays)
-    return path
+    prefix = "" if set(episode.observation) == {OBSERVATION} else f"{OBSERVATION}/"
+    arrays: dict[str, Any] = {prefix + key: value for key, value in episode.observation.items()}
+    arrays |= {"action": episode.action, "reward": episode.reward, "is_truncated": np.array(episode.truncated)}
+    arrays["is_terminal"] = np.zeros(len(episode.reward), bool)
+    arrays["is_terminal"][-1] = episode.terminated
+    while True:
+        path = folder / f"{_next_number(folder):06d}.npz"
+        try:
+            with atomic_writer(path, exclusive=True) as file:
+                np.savez_compressed(file, **arrays)
+        except FileExistsError:  # another recorder has taken the number
+            continue
+        return path
+
+
+def _next_number(folder: Path) -> int:
+    """The one after those that are there."""
+    return 1 + max((int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()), default=-1)
 
 
 def _environment(env: gym.Env | str, env_kwargs: dict[str, Any]) -> tuple[gym.Env, dict[str, Any]]:
@@ -161,10 +164,10 @@ def _environment(env: gym.Env | str, env_kwargs: dict[str, Any]) -> tuple[gym.En
         from wmgym.real import make_env  # it brings MuJoCo, which data sets of other environments need not
 
         made = make_env(env, **env_kwargs)
-        return made, {"id": env, **env_kwargs, LIMIT: _time_limit(made)}
+        return made, facts_to_json({"id": env, **env_kwargs}, _time_limit(made))
     if env_kwargs:
         raise ValueError(f"{sorted(env_kwargs)} are for environments named by an id; this one is made already.")
-    return env, {**({"id": env.spec.id} if env.spec else {}), LIMIT: _time_limit(env)}
+    return env, facts_to_json({"id": env.spec.id} if env.spec else {}, _time_limit(env))
 
 
 def _time_limit(env: gym.Env) -> int | None:
@@ -173,32 +176,36 @@ def _time_limit(env: gym.Env) -> int | None:
     return in_decisions(env.spec.max_episode_steps if env.spec else None, repeat)
 
 
-def _require_same(folder: Path, index: dict[str, Any]) -> None:
+def _write_index(folder: Path, env: gym.Env, facts: dict[str, Any]) -> None:
+    """What the episodes are of; a folder that holds others is refused."""
+    named = {name: space_to_json(getattr(env, name)) for name in ("observation_space", "action_space")}
     if (folder / INDEX).exists():
         held = read_json(folder / INDEX)
-        for name in ("observation_space", "action_space"):
-            if held.get(name) != index[name]:
+        for name, space in named.items():
+            if held.get(name) != space:
                 raise ValueError(f"{folder} holds episodes of another {name}: choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / INDEX, {"format": FORMAT, **named, "env": facts})
 
 
-def _live(env: gym.Env, policy: Policy | None, most: int, deterministic: bool, seed: int | None) -> RecordedEpisode:
+def _live(env: gym.Env, policy: Acting | None, most: int, deterministic: bool, seed: int | None) -> RecordedEpisode:
     """One episode, of at most `most` steps."""
     observation, _ = env.reset(seed=seed)
     act = _actor(env, policy, deterministic)
-    seen, done, rewards = [observation], [np.zeros_like(env.action_space.sample())], [0.0]
+    # Copies, as an environment or a policy may write what comes next into the same arrays.
+    seen, done, rewards = [copied(observation)], [np.zeros_like(env.action_space.sample())], [0.0]
     terminated = truncated = False
     while not (terminated or truncated) and len(rewards) <= most:
         action = act(observation)
+        done.append(np.array(action))
         observation, reward, terminated, truncated, _ = env.step(action)
-        seen.append(observation)
-        done.append(np.asarray(action))
+        seen.append(copied(observation))
         rewards.append(float(reward))
-    keys = as_dict_space(env.observation_space)
-    by_key = {key: np.stack([as_dict(each)[key] for each in seen]) for key in keys}
-    return RecordedEpisode(by_key, np.stack(done), np.array(rewards, np.float32), terminated)
+    by_key = {key: np.stack([each[key] for each in seen]) for key in as_dict_space(env.observation_space)}
+    return RecordedEpisode(by_key, np.stack(done), np.array(rewards, np.float32), terminated, truncated)
 
 
-def _actor(env: gym.Env, policy: Policy | None, deterministic: bool) -> Callable[[Any], Any]:
+def _actor(env: gym.Env, policy: Acting | None, deterministic: bool) -> Callable[[Any], Any]:
     """A function of the observation that remembers within one episode what the policy wants remembered."""
     if policy is None:
         return lambda _: env.action_space.sample()
@@ -237,7 +244,11 @@ def load_dataset(data: Any) -> Dataset:
         return Dataset(data, {})
     if isinstance(data, str | os.PathLike):
         path = Path(data)
-        return _load_folder(path) if path.is_dir() else Dataset(SequenceReplay.load(path), {})
+        if path.is_dir():
+            return _load_folder(path)
+        if not (path.is_file() or path.with_name(f"{path.name}.zip").is_file()):
+            raise CheckpointError(f"{path} does not exist: name a folder of episodes (wmgym.record) or a saved replay.")
+        return Dataset(SequenceReplay.load(path), {})
     if callable(getattr(data, "iterate_episodes", None)):
         return _load_minari(data)
     raise TypeError(
@@ -247,7 +258,7 @@ def load_dataset(data: Any) -> Dataset:
 
 
 def _join(parts: list[Dataset]) -> Dataset:
-    """All steps of all parts; what is known of the environment is what the first that knows it says."""
+    """All steps of all parts; the environment is what the first that knows one says, its limit the longest known."""
     if not parts:
         raise ValueError("There is no data set in the list: name one or more.")
     first = parts[0].replay
@@ -265,7 +276,9 @@ def _join(parts: list[Dataset]) -> Dataset:
             for t in range(len(steps["reward"])):
                 observation = {key: value[t][None] for key, value in steps["observation"].items()}
                 joined.add(observation, **{key: steps[key][t][None] for key in steps if key != "observation"})
-    return Dataset(joined, next((part.env for part in parts if part.env), {}))
+    facts = next((part.env for part in parts if part.env), {})
+    limits = [limit for part in parts if (limit := episode_limit(part.env))]
+    return Dataset(joined, with_limit(facts, max(limits, default=None)) if facts else {})
 
 
 def _load_folder(folder: Path) -> Dataset:
@@ -280,7 +293,8 @@ def _load_folder(folder: Path) -> Dataset:
     episodes = [(str(path), _load_episode(path)) for path in paths]
     if not episodes:
         raise CheckpointError(f"{folder} holds no episode (*.npz).")
-    return _as_dataset(iter(episodes), observation_space, action_space, index.get("env", {}))
+    facts = facts_from_json(index.get("env"), folder / INDEX)
+    return _as_dataset(iter(episodes), observation_space, action_space, facts)
 
 
 def _load_episode(path: Path) -> RecordedEpisode:
@@ -291,7 +305,8 @@ def _load_episode(path: Path) -> RecordedEpisode:
                 name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(OBSERVATION)
             }
             ended = bool(arrays["is_terminal"][-1])
-            return RecordedEpisode(observation, arrays["action"], arrays["reward"], ended)
+            cut = bool(arrays["is_truncated"]) if "is_truncated" in arrays else False  # files of before have none
+            return RecordedEpisode(observation, arrays["action"], arrays["reward"], ended, cut)
     except (*DAMAGE, LookupError) as error:
         raise CheckpointError(f"{path} cannot be read as an episode: {error}.") from error
 
@@ -307,10 +322,8 @@ def _load_minari(data: Any) -> Dataset:
             actions = np.asarray(episode.actions)
             action = np.concatenate([np.zeros_like(actions[:1]), actions])
             reward = np.concatenate([[0.0], episode.rewards])
-            yield (
-                f"Minari episode {episode.id}",
-                RecordedEpisode(observation, action, reward, bool(episode.terminations[-1])),
-            )
+            ends = bool(episode.terminations[-1]), bool(episode.truncations[-1])
+            yield f"Minari episode {episode.id}", RecordedEpisode(observation, action, reward, *ends)
 
     return _as_dataset(episodes(), data.observation_space, data.action_space, facts)
 
@@ -330,9 +343,8 @@ def _as_dataset(
             _add(replay, episode, read_actions)
         except (ValueError, KeyError, IndexError) as error:
             raise CheckpointError(f"{source} does not fit the data set: {error}") from error
-    longest = max((episode for _, episode in lived), key=lambda episode: len(episode.reward))
-    seen = None if longest.terminated else len(longest.reward) - 1
-    return Dataset(replay, {**make_arguments(env), LIMIT: episode_limit(env) or seen})
+    seen = max((len(episode.reward) - 1 for _, episode in lived if episode.truncated), default=None)
+    return Dataset(replay, with_limit(env, episode_limit(env) or seen))
 
 
 def _add(replay: SequenceReplay, episode: RecordedEpisode, read_actions: ActionConverter) -> None:

@@ -6,17 +6,63 @@ names of arguments that no file can hold.
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 
+from wmgym.files import CheckpointError
+
+log = logging.getLogger("wmgym")
+
 LIMIT = "episode_limit"
 """Decisions after which the real environment cuts its episodes; None where that is not known."""
 LOST = "lost"
 _OLD_LIMIT = "max_episode_steps"
 """The limit's name in files that do not have `LIMIT`; in others it is an argument of `gym.make`, in its own steps."""
+
+
+def facts_to_json(arguments: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """What a file can keep of an environment; a warning names the arguments that it cannot.
+
+    Args:
+        arguments: of `make_vec`, `id` among them.
+        limit: decisions after which episodes are cut; None: not known.
+
+    Example:
+        >>> facts_to_json({"id": "CartPole-v1", "wrapper": print}, 500)
+        {'id': 'CartPole-v1', 'episode_limit': 500, 'lost': ['wrapper']}
+    """
+    lost = [name for name, value in arguments.items() if not is_json(value)]
+    if lost:
+        log.warning("The environment's %s cannot be saved: give the environment again to load.", ", ".join(lost))
+    kept = {name: value for name, value in arguments.items() if name not in lost}
+    return {**kept, LIMIT: limit, **({LOST: lost} if lost else {})}
+
+
+def facts_from_json(facts: Any, source: Any) -> dict[str, Any]:
+    """What the file `source` tells of its environment, if that can be.
+
+    Raises:
+        CheckpointError: naming the file and what cannot be.
+    """
+    try:
+        episode_limit(facts or {})
+        return dict(facts or {})
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source} tells nonsense of its environment: {error}.") from error
+
+
+def is_json(value: Any) -> bool:
+    """Whether a JSON file can hold `value`."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def episode_limit(facts: Mapping[str, Any]) -> int | None:
@@ -44,7 +90,8 @@ def registered_limit(arguments: Mapping[str, Any], repeat: int) -> int | None:
         >>> registered_limit({"id": "Pendulum-v1"}, repeat=4)
         50
     """
-    spec = gym.registry.get(arguments.get("id", ""))
+    name = arguments.get("id", "")
+    spec = gym.registry.get(name.partition(":")[2] or name)  # "module:Name-v0"
     steps = arguments.get(_OLD_LIMIT) or (spec.max_episode_steps if spec else None)
     return in_decisions(steps, repeat)
 
@@ -63,3 +110,9 @@ def make_arguments(facts: Mapping[str, Any]) -> dict[str, Any]:
     """
     told = (LIMIT, LOST) if LIMIT in facts else (LOST, _OLD_LIMIT)
     return {name: value for name, value in facts.items() if name not in told}
+
+
+def with_limit(facts: Mapping[str, Any], limit: int | None) -> dict[str, Any]:
+    """The same facts of an environment whose episodes are cut after `limit` decisions."""
+    lost = {LOST: facts[LOST]} if LOST in facts else {}
+    return {**make_arguments(facts), LIMIT: limit, **lost}

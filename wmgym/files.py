@@ -31,7 +31,7 @@ class CheckpointError(Exception):
 
 
 @contextmanager
-def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
+def atomic_writer(path: str | Path, exclusive: bool = False) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` complete or not at all.
 
     The bytes go to a temporary file in the same folder, are synced to disk, and take the final name by a rename.
@@ -39,9 +39,13 @@ def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
 
     Args:
         path: the final name; its folder is made when missing.
+        exclusive: whether a file that has the name already keeps it.
 
     Yields:
         The temporary file, open for writing.
+
+    Raises:
+        FileExistsError: at the end, where `exclusive` and the name is taken.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +56,11 @@ def atomic_writer(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        if exclusive:
+            os.link(name, path)  # unlike a rename, refuses a name that is taken
+            os.unlink(name)
+        else:
+            os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise

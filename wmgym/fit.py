@@ -61,8 +61,8 @@ def fit_world(
         from the episodes, and what is known of the environment.
 
     Raises:
-        ValueError: for an unknown kind of world, fewer than 1 update, no two steps that follow each other, data sets
-            of different spaces, or a configuration that only an agent can train.
+        ValueError: for an unknown kind of world, a number that is too small, no two steps that follow each other, data
+            sets of different spaces, or a configuration that only an agent can train.
         TypeError: for a configuration that the world does not have.
         CheckpointError: for a data set that cannot be read.
 
@@ -75,8 +75,11 @@ def fit_world(
     """
     if world not in WORLDS:
         raise ValueError(f"world={world!r} is unknown: choose one of {', '.join(map(repr, sorted(WORLDS)))}.")
-    if updates < 1:
-        raise ValueError(f"updates must be 1 or more, not {updates}.")
+    if updates < 1 or batch_size < 1 or batch_length < 2:
+        raise ValueError(
+            f"updates and batch_size must be 1 or more and batch_length 2 or more, not {updates}, {batch_size} and "
+            f"{batch_length}."
+        )
     data = load_dataset(dataset)
     replay = data.replay
     length = _length(replay, batch_length)

@@ -50,6 +50,7 @@ class Guarded(gym.Wrapper):
 
     def __init__(self, make: Callable[[], gym.Env], patience: int = 10) -> None:
         super().__init__(make())
+        self.action_space = self.env.action_space  # and what is drawn from it next, whichever environment is behind it
         self._make = make
         self._patience = patience
         self._broken = False
@@ -57,10 +58,14 @@ class Guarded(gym.Wrapper):
         self._reset_faults: list[str] = []
         self._seen: Any = None  # the last good observation
         self._seed: int | None = None  # the last one given to reset
+        self._other_seeds = 0  # that have followed from it
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin an episode, with another seed where the one given brings only faults."""
-        self._seed = self._seed if seed is None else seed
+        if seed is not None:
+            self._seed, self._other_seeds = seed, 0
+        elif self._broken:  # the environment that takes its place has no seed to go on from
+            seed = self._next_seed()
         while True:
             fault, result = self._tried("reset", seed=seed, options=options)
             if fault is None and (fault := fault_of(result[0], self.observation_space)) is None:
@@ -113,7 +118,8 @@ class Guarded(gym.Wrapper):
         """Another seed, which follows from the one given, so that a run can be had again."""
         if self._seed is None:
             return None
-        return int(np.random.SeedSequence([self._seed, self._in_a_row]).generate_state(1)[0])
+        self._other_seeds += 1
+        return int(np.random.SeedSequence([self._seed, self._other_seeds]).generate_state(1)[0])
 
 
 def fault_of(observation: Any, space: spaces.Space) -> str | None:

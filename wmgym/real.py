@@ -20,7 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from wmgym.facts import LOST, make_arguments
-from wmgym.games import CAR_RACING, DOOM, HeldRace, as_in_paper, doom_options, is_doom
+from wmgym.games import CAR_RACING, DOOM, DoomScreen, HeldRace, as_in_paper, doom_options, is_doom
 from wmgym.guarded import Guarded
 from wmgym.rendering import (
     MujocoPictures,
@@ -96,7 +96,7 @@ def make_env(
     repeat = action_repeat or (2 if is_dm_control(env) else 1)
     if repeat > 1 and not is_doom(id):  # which skips frames by itself
         env = HeldRace(env, repeat) if id == CAR_RACING else ActionRepeat(env, repeat)
-    env = as_in_paper(env, id)
+    env = as_in_paper(env, id, action_repeat or 1)
     env = _add_pictures(_unit_actions(env), camera, render_size, fast_render)
     env = _observe(env, observation, size)
     if seed is not None:
@@ -174,7 +174,10 @@ def remake_env(facts: Mapping[str, Any], id: str | None = None) -> gym.Env:
 
 def repeat_of(env: VecEnv) -> int:
     """Simulator steps per decision of environments that `make_env` made; 1 for others."""
-    return int(env.get_attr("repeat", 0)[0]) if all(env.env_is_wrapped(ActionRepeat, 0)) else 1
+    for wrapper, name in ((ActionRepeat, "repeat"), (DoomScreen, "tics")):
+        if all(env.env_is_wrapped(wrapper, 0)):
+            return int(env.get_attr(name, 0)[0])
+    return 1
 
 
 def _make_one(id: str, action_seed: int | None, guarded: bool, kwargs: dict[str, Any]) -> gym.Env:

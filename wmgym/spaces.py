@@ -69,6 +69,11 @@ def as_dict(observation: Any) -> dict[str, Any]:
     return observation if isinstance(observation, dict) else {OBSERVATION: observation}
 
 
+def copied(observation: Any) -> dict[str, np.ndarray]:
+    """An observation by key in arrays of its own: an environment may write the next one into the same."""
+    return {key: np.array(value) for key, value in as_dict(observation).items()}
+
+
 def from_dict(observation: dict[str, Any], space: spaces.Space) -> Any:
     """The inverse of `as_dict` for observations of `space`."""
     return observation if isinstance(space, spaces.Dict) else observation[OBSERVATION]

@@ -39,7 +39,8 @@ class SupervisedVecEnv(SubprocVecEnv):
         start_method: of the processes; None: "forkserver" where there is one, else "spawn".
 
     Raises:
-        FaultyEnvironmentError: from `step` and `reset`, when patience is at an end.
+        FaultyEnvironmentError: from `step` and `reset`, when patience is at an end. What a function raises while it
+            makes the first environment is raised here.
 
     Example:
         >>> env = SupervisedVecEnv([lambda: gym.make("CartPole-v1")])
@@ -74,7 +75,13 @@ class SupervisedVecEnv(SubprocVecEnv):
         self._replaced = [0] * len(env_fns)
         self._in_a_row = [0] * len(env_fns)
         self._seen: list[Any] = [None] * len(env_fns)
-        super().__init__([maker.var for maker in self._makers], start_method)
+        try:
+            super().__init__([maker.var for maker in self._makers], start_method)
+        except LOST as error:
+            for process in self.processes:
+                process.kill()
+            env_fns[0]().close()  # raises what the process could not tell
+            raise FaultyEnvironmentError("The process of environment 0 ended while it made its environment.") from error
         self.remotes, self.processes = list(self.remotes), list(self.processes)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:

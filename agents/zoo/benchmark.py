@@ -25,6 +25,9 @@ from agents.zoo.suites import Run, Suite, read_suites
 from agents.zoo.tables import benchmark_page, group, overview, put_between_markers, read_files
 
 _STOPPED = ("KeyboardInterrupt", "SystemExit")
+_RESULTS = "zoo_configs/results"
+_OVERVIEWS, _DREAM_PAGES = ["README.md", "docs/results.md"], ["docs/dream.md"]
+"""This project's pages, which are made from its results alone."""
 
 
 def is_done(path: Path, env_steps: int, retry: bool = False) -> bool:
@@ -88,7 +91,13 @@ class Benchmark:
         named = {"--algo": run.algo, "--preset": run.preset, "--env": run.env_id, "--seed": run.seed}
         named |= {"--env-steps": self.suite.env_steps, "--results": self.results, "--log-folder": self.log_folder}
         pairs = [str(part) for pair in named.items() for part in pair]
-        return [sys.executable, "-m", "agents.zoo", "train", *pairs, "--verbose", "0", *self.options]
+        anew = ["--anew"] if self._is_shorter(run) else []
+        return [sys.executable, "-m", "agents.zoo", "train", *pairs, "--verbose", "0", *anew, *self.options]
+
+    def _is_shorter(self, run: Run) -> bool:
+        """Whether a run was completed that is shorter than the suite's."""
+        path = self._path(run)
+        return path.is_file() and json.loads(path.read_text())["complete"]
 
     def _train(self, run: Run) -> int:
         """One run; returns its exit status."""
@@ -155,12 +164,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
     parser.add_argument("--retry", action="store_true", help="try runs again that failed")
     parser.add_argument("--list", action="store_true", help="say what is to be done and stop")
-    parser.add_argument("--results", default="zoo_configs/results", help="folder of result files")
+    parser.add_argument("--results", default=_RESULTS, help="folder of result files")
     parser.add_argument("-f", "--log-folder", default="runs/zoo", help="folder of agents and logs")
     parser.add_argument("--table", action="store_true", help="make the tables instead of running anything")
-    parser.add_argument("--page", default="zoo_configs/BENCHMARK.md", help="where --table writes")
-    parser.add_argument("--overviews", nargs="*", default=["README.md", "docs/results.md"], help="pages with markers")
-    parser.add_argument("--dream-pages", nargs="*", default=["docs/dream.md"], help="pages with the dreamt ones")
+    parser.add_argument("--page", help="where --table writes (default: BENCHMARK.md beside the folder of results)")
+    parser.add_argument("--overviews", nargs="*", help="pages with markers (default: this project's, for its results)")
+    parser.add_argument("--dream-pages", nargs="*", help="pages with the dreamt ones (default: likewise)")
     return parser
 
 
@@ -176,7 +185,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = build_parser()
     args, options = parser.parse_known_args(arguments)
     if args.table:
-        write_tables(args.results, args.page, args.overviews, args.dream_pages)
+        own = Path(args.results).resolve() == Path(_RESULTS).resolve()
+        page = args.page or Path(args.results).parent / "BENCHMARK.md"
+        overviews = args.overviews if args.overviews is not None else _OVERVIEWS if own else []
+        dream_pages = args.dream_pages if args.dream_pages is not None else _DREAM_PAGES if own else []
+        write_tables(args.results, page, overviews, dream_pages)
         return 0
     benchmark = Benchmark(_chosen(parser, args), args.results, args.log_folder, options, args.retry)
     to_do = benchmark.to_do()

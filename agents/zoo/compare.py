@@ -26,7 +26,7 @@ from wmgym.dream.model import load_model
 from wmgym.facts import episode_limit
 from wmgym.files import atomic_writer
 from wmgym.trust import TrustSettings, simple_policies
-from wmgym.trust.episodes import RecordedEpisode, record_episodes
+from wmgym.trust.episodes import LivedEpisode, record_episodes
 from wmgym.trust.report import open_real
 from wmgym.trust.statistics import survival_quantile, trust_horizons
 from wmgym.trust.windows import Errors, choose_starts, cut_windows, dream_errors, measure_scale, persistence_errors
@@ -39,7 +39,7 @@ PERSISTENCE = "persistence"
 
 
 def compare(
-    worlds: Mapping[str, World], episodes: Sequence[RecordedEpisode], horizon: int = 50, seed: int = 0
+    worlds: Mapping[str, World], episodes: Sequence[LivedEpisode], horizon: int = 50, seed: int = 0
 ) -> dict[str, Any]:
     """Open-loop errors of several worlds on the same windows of real episodes.
 
@@ -97,7 +97,7 @@ def draw(found: Mapping[str, Any], path: Path) -> list[Path]:
     return save(figure, path)
 
 
-def _record(paths: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, World], list[RecordedEpisode], str]:
+def _record(paths: Sequence[str], args: argparse.Namespace) -> tuple[dict[str, World], list[LivedEpisode], str]:
     """The worlds, `episodes` of each agent and of random actions, and the id of the environment they are of."""
     agents = {Path(path).stem: load_agent(path) for path in paths}
     if len(agents) < len(paths):

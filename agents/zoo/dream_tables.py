@@ -98,6 +98,7 @@ def _is_whole(run: Result) -> bool:
 
 
 def _overview_cells(runs: Sequence[Result], teacher: float) -> list[str]:
+    teacher = runs[0].get("teacher_return_mean", teacher)  # the one that their world is from, where it is known
     real, dreamt = ([_kept(run, f"{kind}return_mean") for run in runs] for kind in ("", "dream_"))
     worth, believed = (", ".join(f"{value:.0f}" for value in values) for values in (real, dreamt))
     agent, steps = register_algorithms()[runs[0]["algo"]].__name__, f"{runs[0]['dream_steps'][-1]:,}"

@@ -38,10 +38,16 @@ from agents import Dreamer
 from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
-from agents.zoo.results import describe_commit, describe_origin, result_path, without_folders
+from agents.zoo.results import (
+    describe_commit,
+    describe_origin,
+    refuse_other_settings,
+    result_path,
+    without_folders,
+)
 from wmgym.allocator import keep_freed_memory
 from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
-from wmgym.files import atomic_writer
+from wmgym.files import atomic_writer, find
 
 LEARNERS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "ppo": PPO, "dreamer": Dreamer}
 _NOT_THE_AGENTS = ("steps", "dreams", "dream", "normalize")
@@ -229,8 +235,8 @@ class DreamRecorder(BaseCallback):
 
 
 def checksum(path: Path) -> str:
-    """Which file it is."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Which file it is; `path` may be a name that `wmgym.load_model` knows."""
+    return hashlib.sha256(find(path).read_bytes()).hexdigest()
 
 
 def describe_run(args: argparse.Namespace, model: DreamModel, settings: dict[str, Any]) -> dict[str, Any]:
@@ -296,9 +302,14 @@ def train(args: argparse.Namespace) -> Path:
     env_id = model.env.get("id", "unknown")
     path = result_path(args.results / "dream", args.algo, env_id, args.name, args.seed)
     agent_path = args.folder / path.relative_to(args.results / "dream").with_suffix(".zip")
-    before = json.loads(path.read_text()) if path.exists() and agent_path.exists() else None
+    before = json.loads(path.read_text()) if path.exists() else None
+    if before and before["complete"] and not agent_path.exists():
+        raise ValueError(f"{path} is of a complete run: give a --name, or other --results.")
+    before = before if agent_path.exists() else None
     if before:
         _refuse_other_worlds(before, args, path)
+        now = {"settings": settings, "eval_episodes": args.eval_episodes}
+        refuse_other_settings(path, before, now, ("settings", "eval_episodes"))
     if before and before["complete"]:
         print(f"{path} is complete.")
         return path

@@ -53,7 +53,8 @@ def load_trained(args: argparse.Namespace) -> Trained:
     cls = _class_in(path)
     agent = cls.load(path, device=args.device)
     settings = dict(agent.env_settings or {})
-    env_id = settings.pop("id", args.env)
+    own = settings.pop("id", None)
+    env_id = args.env or own
     if env_id is None:
         raise ValueError(f"{path} does not say where it was trained: name the environment with --env.")
     return Trained(agent, path, env_id, settings)

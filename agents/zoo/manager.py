@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -217,6 +218,18 @@ class ZooExperiment(ExperimentManager):
         """Where this run's result file belongs."""
         return result_path(self.args.results, self.algo, self.env_name.gym_id, self.args.preset, self.args.seed)
 
+    def require_room_for_result(self) -> None:
+        """Refuse to replace the result of a complete run unasked: it may have cost hours.
+
+        Raises:
+            ValueError: naming the file.
+        """
+        path = self.result_path()
+        if self.args.anew or not path.is_file() or self.resume_folder.exists():
+            return
+        if json.loads(path.read_text())["complete"]:
+            raise ValueError(f"{path} is of a complete run: --anew replaces it, --results DIR writes elsewhere.")
+
     def _resumed(self) -> BaseAlgorithm | None:
         """The agent to go on with: this run's own if it was interrupted, or the one named, for a run of its own."""
         if self.args.anew:
@@ -242,6 +255,7 @@ class ZooExperiment(ExperimentManager):
             "overrides": overrides(args.set),
             "env_id": self.env_name.gym_id,
             "observation": self.env_options.get("observation", "state"),
+            "env_kwargs": {key: value for key, value in self.env_options.items() if key not in ENV_KEYS},
             "action_repeat": self.action_repeat,
             "seed": args.seed,
             "parameters": sum(p.numel() for p in model.policy.parameters() if p.requires_grad),

@@ -217,6 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     groups, published = group(read_files(args.results).values()), read_published()
     suites = read_suites(args.suites_file)
+    if unknown := sorted(set(args.suites) - suites.keys()):
+        parser.error(f"there is no suite {unknown[0]!r}: choose among {', '.join(suites)}.")
     written = plot_curves(Path(args.out) / "learning_curves", groups, published)
     for name in args.suites:
         written += plot_suite(Path(args.out) / f"suite_{name}", suites[name], groups, published)

@@ -86,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=2000, help="pictures that a state world's decoder learns from")
     parser.add_argument("--updates", type=int, default=1500, help="batches of them")
     args = parser.parse_args(arguments)
+    if args.suite and (args.out or args.model):
+        parser.error("--suite films every task of the suite, each to its own file: leave --out and --model out.")
     small = [film_one(each) for each in (of_suite(args) if args.suite else [args])]
     return 0 if all(small) else 1
 

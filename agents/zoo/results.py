@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.files import atomic_writer
 
+_SWITCHES = ("--save-replay-buffer", "--anew", "--resume")
+"""Options without a value that say what to write, or from where to go on."""
 _FOLDERS = ("--results", "--save", "--log", "--log-folder", "--folder", "-f", "--out")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "dm_control", "mujoco", "shimmy", "numpy")
 
@@ -57,26 +60,41 @@ def describe_commit() -> str:
 
 
 def without_folders(arguments: Sequence[str]) -> list[str]:
-    """A command line without the options that say where to write: they are of one machine, and change no result.
+    """A command line without the options that say what to write, and where: they change no result.
 
     Example:
-        >>> without_folders(["train", "--seed", "1", "--save", "/home/me/a.zip", "--results=there"])
+        >>> without_folders(["train", "--seed", "1", "--save", "/home/me/a.zip", "--results=there", "--anew"])
         ['train', '--seed', '1']
     """
     kept: list[str] = []
     is_value = False
     for argument in arguments:
         name = argument.partition("=")[0]
-        if not is_value and name not in _FOLDERS:
+        if not is_value and name not in (*_FOLDERS, *_SWITCHES):
             kept.append(argument)
         is_value = not is_value and argument in _FOLDERS
     return kept
 
 
+def refuse_other_settings(path: Path, before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> None:
+    """An interrupted run goes on with the settings that it was begun with.
+
+    Raises:
+        ValueError: naming the result file `path` and the setting.
+    """
+    plain = json.loads(json.dumps({name: now[name] for name in names}))  # as it comes back from a file
+    for name in names:
+        if before.get(name, plain[name]) != plain[name]:  # files of before lack some
+            raise ValueError(
+                f"{path} was begun with {name}={before[name]!r}, not {plain[name]!r}: go on with what it was begun "
+                "with, or begin again (--anew)."
+            )
+
+
 def describe_origin(packages: Sequence[str]) -> dict[str, Any]:
     """What a result file says of how it came about: command, commit, versions of `packages`, machine and threads."""
     return {
-        "command": " ".join([Path(sys.executable).name, *without_folders(sys.orig_argv[1:])]),
+        "command": shlex.join([Path(sys.executable).name, *without_folders(sys.orig_argv[1:])]),
         "commit": describe_commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "machine": describe_machine(),
@@ -174,12 +192,9 @@ class ResultRecorder(EvalCallback):
             ValueError: if it was begun with other settings.
         """
         before = json.loads(self.path.read_text())
-        for name in ("overrides", "observation", "action_repeat", "eval_episodes"):
-            if before[name] != self.data[name]:
-                raise ValueError(
-                    f"{self.path} was begun with {name}={before[name]!r}, not {self.data[name]!r}: go on with what it "
-                    "was begun with, or begin again (--anew)."
-                )
+        refuse_other_settings(
+            self.path, before, self.data, ("overrides", "observation", "env_kwargs", "action_repeat", "eval_episodes")
+        )
         evaluations = np.load(f"{self.log_path}.npz")
         kept = int((evaluations["timesteps"] <= decisions).sum())
         resumed = {"env_steps": decisions * self.action_repeat, "commit": self.data["commit"]}

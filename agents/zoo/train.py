@@ -51,7 +51,7 @@ def build_parser(command: str = "train", description: str | None = __doc__) -> a
     add("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
     add("-i", "--trained-agent", default="", help="an agent to begin from")
     add("--resume", action="store_true", help="go on with an interrupted run; it is an error if there is none")
-    add("--anew", action="store_true", help="begin again where an interrupted run would be resumed")
+    add("--anew", action="store_true", help="begin again, whether the run before was interrupted or complete")
     add("--save-freq", type=int, default=25_000, help="decisions between checkpoints to resume from")
     add("--log-interval", type=int, default=-1, help="episodes between lines of the log; -1: the algorithm's, -2: none")
     add("--vec-env", default="dummy", choices=["dummy", "subproc"])
@@ -67,12 +67,14 @@ def run(args: argparse.Namespace) -> ZooExperiment:
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, after saving.
-        ValueError: when a replay is to be saved that there is none of, or nowhere to.
+        ValueError: when a replay is to be saved that there is none of, or nowhere to; or where the result file is of a
+            complete run.
     """
     if args.save_replay_buffer and not (args.save and is_ours(args.algo)):
         raise ValueError("--save-replay-buffer goes with --save, and with this project's agents: others' are pickled.")
     torch.set_num_threads(args.threads)
     experiment = ZooExperiment(args)
+    experiment.require_room_for_result()
     prepared = experiment.setup_experiment()
     assert prepared is not None
     model, _ = prepared

@@ -116,6 +116,8 @@ MAKING = [
             ("entropy_scale", float("nan")), ("actor_learning_rate", -1e-4),
         ]
     ),
+    Case("gradient_steps alone", ValueError, "gradient_steps=8 is of every train_freq decisions: give train_freq too",
+         lambda d, e: d("CartPole-v1", gradient_steps=8)),
     Case("unknown gradient", ValueError, "actor_gradient='pathwise' is unknown: choose one of 'auto', 'dynamics'",
          lambda d, e: d("CartPole-v1", actor_gradient="pathwise")),
     Case("a schedule that begins at 0", ValueError, "begin above 0",

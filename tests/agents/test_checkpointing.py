@@ -43,12 +43,12 @@ def test_every_checkpoint_goes_on_exactly(tiny: Any, assert_same: Any, tmp_path:
 
 
 def test_a_checkpoint_from_the_middle_of_a_step_goes_on_exactly(tiny: Any, assert_same: Any, tmp_path: Path) -> None:
-    tiny("CartPole-v1").learn(WHOLE, CheckpointEvery(tmp_path, 25, keep=9))
+    tiny("CartPole-v1", train_ratio=32.0).learn(WHOLE, CheckpointEvery(tmp_path, 25, keep=9))
     for path in tmp_path.glob("checkpoint-*0.zip"):
         path.unlink()  # the one at the end: the last one left was written by a callback, before the step's updates
     agent = Dreamer.load(last_checkpoint(tmp_path), device="cpu")
-    assert (agent.num_timesteps, agent._learning_pending) == (75, True)
-    assert_same(resumed(tmp_path), tiny("CartPole-v1").learn(WHOLE))
+    assert (agent.num_timesteps, agent._updates_due >= 1) == (75, True)
+    assert_same(resumed(tmp_path), tiny("CartPole-v1", train_ratio=32.0).learn(WHOLE))
 
 
 def test_only_the_newest_are_kept_each_with_its_replay(tiny: Any, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_sigterm_saves_says_where_and_ends_the_program(
         tiny("CartPole-v1", interrupt_folder=tmp_path).learn(WHOLE, send(signal.SIGTERM, 50))
     assert ended.value.code == 143
     (path,) = tmp_path.glob("dreamer-CartPole-v1-seed*-50-interrupted.zip")
-    assert caplog.messages == [f"Interrupted after 50 decisions; saved to {path}."]
+    assert caplog.messages[1:] == [f"Interrupted after 50 decisions; saved to {path}."]
     assert signal.getsignal(signal.SIGTERM) is handler
     agent = Dreamer.load(path, device="cpu").learn(WHOLE - 50, reset_num_timesteps=False)
     assert_same(agent, tiny("CartPole-v1").learn(WHOLE))
@@ -241,8 +241,36 @@ def test_an_interrupted_run_saves_once_where_its_checkpoints_are(
         agent.learn(WHOLE, [ConvertCallback(send(number, 50)), CheckpointEvery(tmp_path / "saved", 20)])
     path = last_checkpoint(tmp_path / "saved")
     assert read_manifest(path)["run"]["num_timesteps"] == 50
-    assert caplog.messages == [f"Interrupted after 50 decisions; saved to {path}."]
+    assert caplog.messages[1:] == [f"Interrupted after 50 decisions; saved to {path}."]
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_burst_of_updates_ends_at_a_signal_and_is_done_later(
+    tiny: Any, assert_same: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TD-MPC2 begins with 2500 updates: nobody waits for them."""
+    update = Dreamer.update
+
+    def interrupted(agent: Dreamer) -> None:
+        update(agent)
+        if agent._n_updates == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Dreamer, "update", interrupted)
+    with pytest.raises(SystemExit):
+        tiny("CartPole-v1", pretrain=40, interrupt_folder=tmp_path).learn(WHOLE)
+    monkeypatch.undo()
+    assert "A second signal stops at once" in caplog.messages[0]
+    agent = Dreamer.load(next(tmp_path.glob("*-interrupted.zip")), device="cpu")
+    assert (agent._n_updates, agent._updates_due) == (3, 37)
+    agent.learn(WHOLE - agent.num_timesteps, reset_num_timesteps=False)
+    assert_same(agent, tiny("CartPole-v1", pretrain=40).learn(WHOLE))
+
+
+def test_the_last_checkpoint_is_the_finished_agent(tiny: Any, assert_same: Any, tmp_path: Path) -> None:
+    """Though a callback wrote one at the same step, before its updates."""
+    agent = tiny("CartPole-v1").learn(60, CheckpointEvery(tmp_path, 20))
+    assert_same(Dreamer.load(last_checkpoint(tmp_path), device="cpu"), agent)
 
 
 def test_an_interrupted_run_without_room_says_so(tiny: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

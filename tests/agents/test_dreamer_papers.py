@@ -77,6 +77,17 @@ def test_what_would_change_nothing_is_refused(paper: type[Dreamer]) -> None:
             paper("Pendulum-v1", **{name: value})
 
 
+def test_arguments_of_the_flagship_that_a_paper_fixes_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"DreamerV2 has no use for slow_rate=0\.5"):
+        DreamerV2("Pendulum-v1", slow_rate=0.5)
+    for name in ("units", "deter", "stoch", "depth"):
+        with pytest.raises(TypeError, match=f"DreamerV3's size='1m' has {name}="):
+            DreamerV3("Pendulum-v1", size="1m", **{name: 7})
+    for paper in (DreamerV1, DreamerV2):
+        with pytest.raises(ValueError, match="horizon must be a whole number, 2 or more"):
+            paper("Pendulum-v1", horizon=1)
+
+
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
 @pytest.mark.parametrize("paper", PAPERS)
 def test_updates_lower_the_world_loss_and_change_everything(paper: type[Dreamer], env: str) -> None:

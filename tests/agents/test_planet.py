@@ -241,3 +241,18 @@ def test_it_clearly_beats_chance(discrete: bool) -> None:
     chance, _ = evaluate_policy(small(**settings), env, 10)  # plans in a world that knows nothing
     # At best the return is about 18.5: the way there takes 3 of 20 steps.
     assert learnt > chance + 0.5 * (18.5 - chance)
+
+
+def test_updates_that_a_file_owes_are_those_that_were_earned(tmp_path: Path) -> None:
+    """A callback saves before the step's updates; in another environment, which was just reset, they stay as many."""
+
+    def save(scope: dict[str, Any], _: Any) -> bool:
+        agent = scope["self"]
+        if agent.num_timesteps == 50:  # mid-episode
+            agent.save(tmp_path / "agent.zip", include=["replay_buffer"])
+        return True
+
+    agent = small().learn(50, callback=save)
+    again = PlaNet.load(tmp_path / "agent.zip", env=make_vec("test/Reach-v0"), device="cpu")
+    again.learn(5, reset_num_timesteps=False)
+    assert again._n_updates == agent._n_updates > 0

@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "director": {**_DREAMERS, "every": 2, "horizon": 4, "codes": 2, "classes": 3, "goal_layers": 1},
     "dreamer_v1": {**_DREAMERS, "pretrain": 1},
     "dreamer_v2": {**_DREAMERS, "pretrain": 1, "classes": 4},
-    "dreamer_v3": {"learning_starts": 30, "train_ratio": 8.0, "units": 32, "horizon": 3, "imagine_starts": 8},
+    "dreamer_v3": {"learning_starts": 30, "train_ratio": 8.0, "size": "1m", "horizon": 3, "imagine_starts": 8},
     "planet": {
         "deter": 16, "stoch": 4, "units": 16, "depth": 2, "horizon": 3, "candidates": 16, "elites": 4,
         "iterations": 2, "seed_episodes": 1, "updates_per_episode": 3,

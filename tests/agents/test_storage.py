@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 
 from agents import Dreamer
-from wmgym import DreamVecEnv, as_model, checkpoint
+from wmgym import CheckpointError, DreamVecEnv, as_model, checkpoint
 from wmgym.real import make_vec
 
 HALF, WHOLE = 90, 150
@@ -248,7 +249,7 @@ def test_ctrl_c_saves_and_says_where_and_the_run_goes_on(
     with caplog.at_level(logging.WARNING, "wmgym"), pytest.raises(KeyboardInterrupt):
         agent.learn(WHOLE, callback=interrupt_at(HALF))
     path = tmp_path / "runs" / f"dreamer-CartPole-v1-seed{agent.seed}-{HALF}-interrupted.zip"
-    assert caplog.messages == [f"Interrupted after {HALF} decisions; saved to {path}."]
+    assert caplog.messages[1:] == [f"Interrupted after {HALF} decisions; saved to {path}."]
     assert signal.getsignal(signal.SIGINT) is handler
     unbroken = tiny("CartPole-v1").learn(WHOLE)
     assert_same(resumed(path), unbroken)
@@ -267,3 +268,45 @@ def test_ctrl_c_saves_even_when_it_ended_the_environments_too(tiny: Any, counter
     again = Dreamer.load(next(tmp_path.glob("dreamer-env-seed*-interrupted.zip")), env=counter(), device="cpu")
     assert again.learn(40, reset_num_timesteps=False).num_timesteps == 100
     assert len(again.replay_buffer) > 100
+
+
+# -- arguments that are changed -------------------------------------------------------------------------------
+
+
+def test_a_changed_argument_reaches_the_world(tiny: Any, tmp_path: Path) -> None:
+    path = tiny("CartPole-v1").save(tmp_path / "agent.zip")
+    agent = Dreamer.load(path, device="cpu", reward_scale=50.0)
+    assert agent.reward_scale == 50.0
+    assert agent.world.config == replace(tiny("CartPole-v1").world_config, reward_scale=50.0)
+    with pytest.raises(CheckpointError, match="has shape"):  # the networks in the file are of another width
+        Dreamer.load(path, device="cpu", deter=16)
+
+
+def test_a_changed_argument_does_not_vanish_in_a_configuration_of_the_users(tiny: Any, tmp_path: Path) -> None:
+    config = replace(tiny("CartPole-v1").world_config, free_nats=2.0)
+    path = tiny("CartPole-v1", world_config=config).save(tmp_path / "agent.zip")
+    with pytest.raises(ValueError, match="has a world_config of its own, which reward_scale would not change"):
+        Dreamer.load(path, device="cpu", reward_scale=50.0)
+    again = Dreamer.load(path, device="cpu", world_config=replace(config, reward_scale=50.0))
+    assert (again.world.config.free_nats, again.world.config.reward_scale) == (2.0, 50.0)
+    assert Dreamer.load(path, device="cpu", gamma=0.9).world.config == config
+
+
+def test_an_id_of_other_spaces_is_refused_with_the_files_name(tiny: Any, tmp_path: Path) -> None:
+    path = tiny("CartPole-v1").save(tmp_path / "agent.zip")
+    with pytest.raises(CheckpointError, match=r"agent\.zip cannot go on in Pendulum-v1: .*spaces do not match"):
+        Dreamer.load(path, env="Pendulum-v1", device="cpu")
+
+
+def test_a_seed_begins_chance_anew(tiny: Any, tmp_path: Path) -> None:
+    agent = tiny("Pendulum-v1")
+    observation = np.zeros(3, np.float32)
+
+    def acts(seed: int) -> list[float]:
+        agent.set_random_seed(seed)
+        return [float(agent.predict(observation)[0].item()) for _ in range(3)]
+
+    assert acts(7) == acts(7) != acts(8)
+    path = agent.save(tmp_path / "agent.zip")
+    loaded = [Dreamer.load(path, device="cpu", seed=seed).predict(observation)[0].item() for seed in (1, 1, 2)]
+    assert loaded[0] == loaded[1] != loaded[2]

@@ -135,6 +135,15 @@ def test_targets_are_the_least_of_two_slow_critics() -> None:
     assert found[1, 3] == batch.reward[2, 3]
 
 
+def test_values_are_scaled_by_those_of_states_that_were_seen() -> None:
+    agent = small().learn(41)
+    values = torch.stack([torch.linspace(0, 10, 101), torch.linspace(0, 30, 101)])  # of two critics
+    foretold = torch.full((2, 3, 101), 1e6)
+    agent.policy.return_range.rate = 1.0
+    _, metrics = agent._objective(torch.cat([values[:, None], foretold], 1), agent.policy.actor(torch.zeros(101, 16)))
+    assert metrics["return_scale"] == pytest.approx(18)  # P95 - P5 of their mean
+
+
 def test_an_update_moves_everything_but_the_slow_critics_little() -> None:
     agent = small().learn(60)
     parts = {
@@ -172,6 +181,12 @@ def test_the_defaults_are_the_papers() -> None:
 def test_what_cannot_be_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**wrong)
+
+
+def test_a_ratio_that_train_freq_would_overrule_is_refused() -> None:
+    with pytest.raises(TypeError, match="TDMPC2 with a train_freq has no use for train_ratio=2"):
+        small(train_ratio=2.0)
+    assert small(train_ratio=8.0, train_freq=None, batch_size=2, batch_length=4).updates_per_decision == 1.0
 
 
 def test_it_lives_in_its_own_dream(tmp_path: Path) -> None:

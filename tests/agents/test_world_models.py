@@ -18,6 +18,7 @@ from agents import WorldModels
 from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.controllers import Controller
 from agents.rollouts import dream_returns, real_returns
+from wmgym import load_model
 from wmgym.nets.coders import CoderConfig
 from wmgym.random import ModeNoise, TorchNoise
 from wmgym.real import make_vec
@@ -504,3 +505,21 @@ def test_there_is_nothing_to_evolve_in_before_learning() -> None:
         tiny().evolve()
     with pytest.raises(ValueError, match="latent has no part in evolution"):
         tiny().learn(40).evolve(latent=3)
+
+
+def test_what_is_loaded_without_its_replay_evolves_from_the_states_in_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny(generations=1).learn(120).save(tmp_path / "agent.zip")
+    counts = []
+
+    def counted(*arguments: Any, **kwargs: Any) -> Any:
+        counts.append(len(arguments[3].latent))
+        return dream_returns(*arguments, **kwargs)
+
+    monkeypatch.setattr("agents.world_models.dream_returns", counted)
+    WorldModels.load(path, device="cpu").evolve(generations=1)
+    starts = load_model(path).starts
+    assert starts is not None
+    assert set(counts) == {int(starts.is_first.sum())}
+    assert counts[0] > 3

@@ -360,6 +360,10 @@ def test_decoded_observations_are_of_the_real_space_and_latent_ones_are_features
     observation, _ = dreams.reset(seed=0)
     assert observation in dreams.observation_space
     assert np.abs(observation["speed"]).max() == np.float32(0.1)  # clipped to the bounds
+    exact = spaces.Box(-0.1, 0.1, (3,), np.float64)  # a bound that no float32 equals
+    observation, _ = DreamVectorEnv(64, toy_model(exact)).reset(seed=0)
+    assert np.abs(observation).max() == 0.1
+    assert all(row in exact for row in observation)
     latent = DreamVectorEnv(4, toy_model(BOTH), observation="latent")
     features, _ = latent.reset(seed=0)
     assert features in latent.observation_space

@@ -244,6 +244,12 @@ def test_bad_input_is_refused_with_the_way_out() -> None:
         trust_report(world, Point(), episodes=0)
     with pytest.raises(ValueError, match="dreams must be 2"):
         TrustSettings(dreams=1)
+    with pytest.raises(ValueError, match="marks are steps ahead, 1 or more"):
+        TrustSettings(marks=(0, 8))
+    with pytest.raises(ValueError, match="cannot be negative"):
+        TrustSettings(temperatures=(-1.0,))
+    with pytest.raises(ValueError, match="cannot be negative"):
+        TrustSettings(penalties=(-1.0,))
     with pytest.raises(ValueError, match="lasts longer than the 39 steps"):
         trust_report(world, Point(edge=1.0), {"left": ConstantPolicy(PUSH, -1)}, 2, TrustSettings(context=39))
     with pytest.raises(KeyError, match="no section 'luck'"):

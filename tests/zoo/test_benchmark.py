@@ -24,6 +24,7 @@ from agents.zoo.__main__ import main as zoo
 from agents.zoo.benchmark import Benchmark, is_done
 from agents.zoo.registry import register_algorithms
 from agents.zoo.suites import Suite, read_suites
+from wmgym import CheckpointError
 
 TINY = ["deter=16", "stoch=4", "units=16", "batch_size=2", "batch_length=8", "horizon=3", "imagine_starts=8"]
 TINY += ["learning_starts=40", "train_ratio=4"]
@@ -150,11 +151,53 @@ def test_a_suite_that_is_none_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_commands_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert zoo(["--help"]) == 0
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:]]
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()[2:] if line.startswith("  ")]
     assert listed == list(COMMANDS)
     assert {"train", "enjoy", "record", "benchmark", "plot", "tune"} <= set(listed)
     assert zoo(["fly"]) == 2
     assert "train" in capsys.readouterr().err
+    assert zoo(["take_cover"]) == 2
+    assert "python -m agents.zoo.take_cover" in capsys.readouterr().err
+
+
+def test_an_error_in_what_was_asked_is_told_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong, text in (
+        (["enjoy", "--model", "nobody"], "error: nobody does not exist"),
+        (["train", "--env", "CartPoll-v1"], "error: There is no environment 'CartPoll-v1'"),
+        (["train", "--env", "CartPole-v1", "--preset", "nope"], "error: dreamer.yml has no preset 'nope'"),
+        (["train", "--env", "CartPole-v1", "--set", "horizon"], "error: 'horizon' sets nothing: write name=value."),
+    ):
+        assert zoo(wrong) == 2, wrong
+        told = capsys.readouterr().err
+        assert told.splitlines()[-1].startswith(text), told
+    with pytest.raises(CheckpointError):
+        zoo(["--traceback", "enjoy", "--model", "nobody"])
+    for wrong, text in (
+        (["plot", "--suites", "nope"], "there is no suite 'nope'"),
+        (["record", "--suite", "nine", "--model", "walker-walk"], "leave --out and --model out"),
+    ):
+        with pytest.raises(SystemExit):
+            zoo(wrong)
+        assert text in capsys.readouterr().err
+
+
+def test_tables_of_other_results_leave_the_projects_pages_alone(tmp_path: Path) -> None:
+    pages = {page: Path(page).read_text() for page in ("README.md", "docs/results.md", "docs/dream.md")}
+    (tmp_path / "mine").mkdir()
+    assert zoo(["benchmark", "--table", "--results", str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "BENCHMARK.md").stat().st_size > 0
+    assert {page: Path(page).read_text() for page in pages} == pages
+
+
+def test_a_complete_run_that_is_too_short_is_begun_anew(tmp_path: Path) -> None:
+    suite = Suite("x", "", ("dreamer",), ("A-v0",), (0,), 80)
+    path = tmp_path / "dreamer" / "A-v0" / "default-seed0.json"
+    path.parent.mkdir(parents=True)
+    runs = Benchmark(suite, str(tmp_path), str(tmp_path))
+    for complete, anew in ((True, True), (False, False)):
+        path.write_text(json.dumps({"complete": complete, "env_steps": [0, 40]}))
+        (run,) = runs.to_do()
+        assert ("--anew" in runs.command(run)) is anew
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -12,7 +12,7 @@ import pytest
 from agents import PlaNet
 from agents.zoo.compare import compare, main, table
 from wmgym.trust import simple_policies
-from wmgym.trust.episodes import RecordedEpisode, Returnable, record_episodes
+from wmgym.trust.episodes import LivedEpisode, Returnable, record_episodes
 
 SMALL: dict[str, Any] = {
     "deter": 16, "stoch": 4, "units": 16, "batch_size": 4, "batch_length": 8, "horizon": 3, "candidates": 8,
@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def episodes() -> list[RecordedEpisode]:
+def episodes() -> list[LivedEpisode]:
     env = Returnable(gym.make("CartPole-v1"))
     return record_episodes(env, {"random": simple_policies(env.action_space, 0)["random"]}, 6, seed=0, max_steps=50)
 
@@ -50,7 +50,7 @@ def test_a_table_a_plot_and_the_curves_are_written(
     assert "observation, 15" not in printed
 
 
-def test_a_world_that_was_taught_foretells_better_than_one_that_was_not(episodes: list[RecordedEpisode]) -> None:
+def test_a_world_that_was_taught_foretells_better_than_one_that_was_not(episodes: list[LivedEpisode]) -> None:
     agent = PlaNet("CartPole-v1", **{**SMALL, "updates_per_episode": 40}).learn(300)
     untaught = PlaNet("CartPole-v1", **SMALL).world
     found = compare({"taught": agent.world, "new": untaught}, episodes, horizon=5)
@@ -58,7 +58,7 @@ def test_a_world_that_was_taught_foretells_better_than_one_that_was_not(episodes
     assert "taught" in table(found)
 
 
-def test_all_worlds_meet_the_same_windows_and_the_same_persistence(episodes: list[RecordedEpisode]) -> None:
+def test_all_worlds_meet_the_same_windows_and_the_same_persistence(episodes: list[LivedEpisode]) -> None:
     world = PlaNet("CartPole-v1", **SMALL).world
     found = compare({"one": world, "other": world}, episodes, horizon=5)
     assert found["one"] == found["other"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from agents.evaluation import evaluate_real
 from agents.zoo import dream_training, offline
 from wmgym import StartStates, as_model, make_env
 from wmgym.dream import JoinedVecEnv, load_model
+from wmgym.files import MODELS
 from wmgym.worlds.rssm import RSSM, RSSMConfig
 
 TINY = {"deter": 16, "stoch": 4, "units": 16, "batch_size": 2, "batch_length": 8, "horizon": 3, "imagine_starts": 8,
@@ -149,6 +151,19 @@ def test_a_result_is_not_continued_in_other_worlds(world: Path, tmp_path: Path) 
     load_model(world).save(other := tmp_path / "other.zip")
     with pytest.raises(ValueError, match=r"another --also and --judge: repeat its command, or give .* a --name"):
         run(world, tmp_path, *PPO, "--steps", "32", "--also", str(other), "--judge", str(other))
+
+
+def test_a_result_is_not_continued_with_other_settings_nor_replaced(world: Path, tmp_path: Path) -> None:
+    run(world, tmp_path, *PPO, "--steps", "32")
+    with pytest.raises(ValueError, match="begun with settings="):
+        run(world, tmp_path, *PPO, "--steps", "32", "--dream", "temperature=0.5")
+    shutil.rmtree(tmp_path / "runs")
+    with pytest.raises(ValueError, match="is of a complete run: give a --name"):
+        run(world, tmp_path, *PPO, "--steps", "32")
+
+
+def test_a_ready_trained_world_is_known_by_its_name() -> None:
+    assert dream_training.checksum(Path("walker-walk")) == dream_training.checksum(MODELS / "walker-walk.zip")
 
 
 def test_a_dreamer_learns_in_the_dream_of_a_dreamer_and_the_teacher_is_evaluated(tmp_path: Path) -> None:

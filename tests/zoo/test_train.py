@@ -136,6 +136,22 @@ def test_other_settings_are_refused_where_a_run_would_be_resumed(tmp_path: Path)
     assert train.main(arguments(tmp_path, "--set", *TINY)) == 0
 
 
+def test_the_result_of_a_complete_run_is_not_replaced_unasked(unbroken: Path) -> None:
+    before = result(unbroken)
+    with pytest.raises(ValueError, match=r"default-seed0\.json is of a complete run: --anew replaces it"):
+        train.main(arguments(unbroken, "--set", *TINY))
+    assert result(unbroken) == before
+
+
+def test_a_run_is_not_resumed_with_other_arguments_of_its_environment(tmp_path: Path) -> None:
+    same = arguments(tmp_path, "--set", *TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(50, patch)
+        assert train.main(same) == 130
+    with pytest.raises(ValueError, match=r"begun with env_kwargs=\{\}, not \{'max_episode_steps': 9\}"):
+        train.main([*same, "--env-kwargs", "max_episode_steps=9"])
+
+
 def test_a_run_that_fails_says_what_stopped_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, batch: Any) -> Any:
         raise RuntimeError("the update is broken")

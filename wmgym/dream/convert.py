@@ -147,8 +147,7 @@ class ObservationConverter:
 
     def _fit(self, key: str, tensor: Tensor) -> Tensor:
         dtype = self._dtypes[key]
-        if not dtype.is_floating_point:
-            tensor = tensor.double().round()
+        tensor = tensor.to(dtype) if dtype.is_floating_point else tensor.double().round()
         if key in self._bounds:
             low, high = self._bounds[key]
             tensor = tensor.clamp(low.to(tensor.dtype), high.to(tensor.dtype))

@@ -15,7 +15,7 @@ from wmgym.dream.ends import Termination
 from wmgym.dream.model import ModelLike
 from wmgym.dream.resets import RESET_MASK
 from wmgym.dream.starts import StartPolicy
-from wmgym.dream.vector import DreamState, DreamVectorEnv, ObservationKind, Output
+from wmgym.dream.vector import DreamObservation, DreamState, DreamVectorEnv, Output
 from wmgym.worlds.base import World
 
 
@@ -49,7 +49,7 @@ class DreamEnv(gym.Env[Any, Any]):
         self,
         model: ModelLike | None = None,
         *,
-        observation: ObservationKind = "decoded",
+        observation: DreamObservation = "decoded",
         keys: Sequence[str] | None = None,
         start: StartPolicy | int = "episode",
         horizon: int | None = None,

@@ -14,7 +14,7 @@ from gymnasium.error import MissingArgument
 from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError
 from wmgym.dream.starts import StartStates
-from wmgym.facts import episode_limit
+from wmgym.facts import facts_from_json
 from wmgym.worlds.base import World
 from wmgym.worlds.store import STARTS, WORLD, group, save_world, unpack_world
 
@@ -67,17 +67,7 @@ def load_model(path: str | os.PathLike[str], device: str | torch.device = "cpu")
         starts = StartStates.from_tensors(world.initial(1), packed).to(device) if packed else None
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return as_model(world, starts, _facts(manifest, path))
-
-
-def _facts(manifest: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the file tells of the environment, if that can be."""
-    facts = manifest.get("env") or {}
-    try:
-        episode_limit(facts)
-        return dict(facts)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} tells nonsense of its environment: {error}.") from error
+    return as_model(world, starts, facts_from_json(manifest.get("env"), path))
 
 
 def resolve_model(model: ModelLike | None, device: str | torch.device | None = None) -> DreamModel:

@@ -75,7 +75,7 @@ class Beginnings:
             ValueError, IndexError: for a source that does not fit.
         """
         if "state" in source:
-            return index_state(self._given_state(source["state"], num_envs), rows)
+            return index_state(self.given_state(source["state"], num_envs), rows)
         if "observation" in source:
             return self._observed(source["observation"], num_envs, rows, noise)
         if "prefix" in source:
@@ -129,18 +129,23 @@ class Beginnings:
             raise ValueError(f"The actions of options['prefix'] have shape {actions.shape}, not ({num_envs}, ...).")
         return self.read_actions(actions)
 
-    def _given_state(self, state: Any, num_envs: int) -> State:
+    def given_state(self, state: Any, num_envs: int) -> State:
+        """A state that was given, on the world's device.
+
+        Raises:
+            ValueError: if it is not one of `num_envs` rows of this world.
+        """
         like = self.world.initial(num_envs)
         if type(state) is not type(like):
             raise ValueError(
-                f"options['state'] must be a {type(like).__name__} of the world, not {type(state).__name__} "
+                f"The state must be a {type(like).__name__} of the world, not {type(state).__name__} "
                 "(what get_state gives is for set_state; its world state is get_state().world)."
             )
         leaves = state_to_dict(state)
         for name, leaf in state_to_dict(like).items():
             if leaves[name].shape != leaf.shape:
                 raise ValueError(
-                    f"options['state'].{name} has shape {tuple(leaves[name].shape)}, not {tuple(leaf.shape)}."
+                    f"The state's {name} has shape {tuple(leaves[name].shape)}, but this world has {tuple(leaf.shape)}."
                 )
         return map_state(lambda leaf: leaf.detach().to(self.world.device), state)
 

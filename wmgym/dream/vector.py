@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from wmgym.choices import check_choice
 from wmgym.dream.convert import ActionConverter, ObservationConverter, latent_space, put_rows, row_of, to_arrays
 from wmgym.dream.ends import Caution, Outcomes, Termination, horizon_of
 from wmgym.dream.frames import render_frames
@@ -23,7 +24,7 @@ from wmgym.dream.steps import Manner, Stepper
 from wmgym.dream.streams import DreamStreams, Seeds, listed_seeds
 from wmgym.worlds.base import State, index_state, map_state
 
-ObservationKind = Literal["decoded", "latent"]
+DreamObservation = Literal["decoded", "latent"]
 Output = Literal["numpy", "torch"]
 
 
@@ -110,7 +111,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         num_envs: int = 1,
         model: ModelLike | None = None,
         *,
-        observation: ObservationKind = "decoded",
+        observation: DreamObservation = "decoded",
         keys: Sequence[str] | None = None,
         start: StartPolicy | int = "episode",
         horizon: int | None = None,
@@ -127,11 +128,11 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
     ) -> None:
-        _check_choice("observation", observation, get_args(ObservationKind))
+        check_choice("observation", observation, get_args(DreamObservation))
         if not isinstance(start, int | np.integer):
-            _check_choice("start", start, get_args(StartPolicy))
-        _check_choice("termination", termination, get_args(Termination))
-        _check_choice("output", output, get_args(Output))
+            check_choice("start", start, get_args(StartPolicy))
+        check_choice("termination", termination, get_args(Termination))
+        check_choice("output", output, get_args(Output))
         if num_envs < 1 or temperature < 0:
             raise ValueError(f"num_envs must be 1 or more and temperature not negative: {num_envs}, {temperature}.")
         self.model = resolve_model(model, device)
@@ -171,7 +172,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _set_rendering(self, render_mode: str | None) -> None:
         if render_mode is not None:
-            _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
+            check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
         # A copy: the class's dictionary is shared by all instances.
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -259,7 +260,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
                 'with reset(options={"state": ...}).'
             )
         device = self.world.device
-        self._state = map_state(lambda leaf: leaf.to(device, copy=True), state.world)
+        self._state = map_state(torch.clone, self._begin_with.given_state(state.world, self.num_envs))
         self._steps, self._ended = (leaf.to(device, copy=True) for leaf in (state.steps, state.ended))
         self._streams = DreamStreams.at(state.keys, state.counters, device)
         with torch.no_grad():
@@ -380,8 +381,3 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _give(self, tensors: Any) -> Any:
         return tensors if self.output == "torch" else to_arrays(tensors)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}.")

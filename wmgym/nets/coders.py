@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from wmgym.choices import check_choices
 from wmgym.nets.distributions import symexp, symlog
 from wmgym.nets.images import (
     DreamerImageDecoder,
@@ -78,6 +79,9 @@ class CoderConfig:
     image_norm: Norm = "none"
     bfloat16: bool = False
     squash: bool = False
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
 
 def normal_coder(units: int, layers: int, act: Activation, depth: int, image_act: Activation = "relu") -> CoderConfig:
@@ -326,7 +330,10 @@ def _image_decoder(
     if config.image == "patches":
         return PatchImageDecoder(feature_size, shape, _style(config))
     if deter_size is None:
-        raise ValueError('The "v3" image decoder reads the deterministic state apart: give Decoder its deter_size.')
+        raise ValueError(
+            "image='v3' draws from the deterministic state apart, which this world does not have (or Decoder was not "
+            "given its deter_size): choose image='dreamer' or image='patches'."
+        )
     return V3ImageDecoder(deter_size, feature_size - deter_size, shape, config.units, _style(config))
 
 

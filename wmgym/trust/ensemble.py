@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wmgym.nets.mlp import MLP
 from wmgym.random import Noise
 from wmgym.spaces import action_size
-from wmgym.trust.episodes import RecordedEpisode
+from wmgym.trust.episodes import LivedEpisode
 from wmgym.trust.windows import watch, world_actions
 from wmgym.worlds.base import Imagined, Observation, Outcome, SequenceBatch, State, World, WorldLoss
 
@@ -71,7 +71,7 @@ class DoubtingWorld(World):
         inputs = self._inputs(self.world.features(state).float(), action)
         return torch.stack([head(inputs) for head in self.heads]).std(0).mean(-1)
 
-    def fit(self, episodes: Sequence[RecordedEpisode], updates: int, seed: int) -> float:
+    def fit(self, episodes: Sequence[LivedEpisode], updates: int, seed: int) -> float:
         """Fit the heads to every step of some episodes.
 
         Args:
@@ -104,7 +104,7 @@ class DoubtingWorld(World):
         return torch.cat([(features - self.mean) / self.deviation, action], -1)
 
     @torch.no_grad()
-    def _transitions(self, episodes: Sequence[RecordedEpisode], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _transitions(self, episodes: Sequence[LivedEpisode], seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Features, actions and the features that these led to, of every step: `(N, ...)`."""
         features = torch.stack([self.world.features(state).float() for state in watch(self.world, episodes, seed)], 1)
         kept: list[tuple[Tensor, Tensor, Tensor]] = []

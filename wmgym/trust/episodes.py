@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from wmgym.rendering import is_dm_control, is_gymnasium_mujoco
 from wmgym.replayable import Replayable
-from wmgym.spaces import as_dict, from_dict
+from wmgym.spaces import as_dict, copied, from_dict
 from wmgym.trust.policies import Policy
 
 
@@ -43,7 +43,7 @@ class Returnable(Replayable):
         mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         return state
 
-    def return_to(self, episode: RecordedEpisode, t: int) -> None:
+    def return_to(self, episode: LivedEpisode, t: int) -> None:
         """Be where `episode` was when `observation[t]` was seen."""
         done = episode.env_action[:t] if episode.physics is None else episode.env_action[:0]
         self.set_state({"seed": episode.seed, "episode": 0, "started": True, "options": None, "actions": done})
@@ -63,7 +63,7 @@ class Returnable(Replayable):
 
 
 @dataclass(frozen=True)
-class RecordedEpisode:
+class LivedEpisode:
     """One real episode of T steps, aligned as `wmgym.worlds.base` says: entry `t` belongs to `observation[t]`.
 
     Attributes:
@@ -100,20 +100,20 @@ class RecordedEpisode:
         return goes_on
 
 
-def record_episode(env: Returnable, name: str, policy: Policy, seed: int, max_steps: int) -> RecordedEpisode:
+def record_episode(env: Returnable, name: str, policy: Policy, seed: int, max_steps: int) -> LivedEpisode:
     """One episode, acting deterministically (a policy may bring its own noise), cut after `max_steps`."""
     seen, _ = env.reset(seed=seed)
-    observations, physics = [as_dict(seen)], [env.physics()]
+    observations, physics = [copied(seen)], [env.physics()]
     actions: list[Any] = []
     rewards, terminated, truncated, state = [0.0], False, False, None
     while not (terminated or truncated) and len(actions) < max_steps:
         action, state = _act(policy, seen, state, not actions, env.observation_space)
-        seen, reward, terminated, truncated, _ = env.step(action)
-        observations.append(as_dict(seen))
         actions.append(np.array(action))
+        seen, reward, terminated, truncated, _ = env.step(action)
+        observations.append(copied(seen))
         rewards.append(float(reward))
         physics.append(env.physics())
-    return RecordedEpisode(
+    return LivedEpisode(
         name,
         seed,
         {key: np.stack([o[key] for o in observations]) for key in observations[0]},
@@ -126,7 +126,7 @@ def record_episode(env: Returnable, name: str, policy: Policy, seed: int, max_st
 
 def record_episodes(
     env: Returnable, policies: Mapping[str, Policy], episodes: int, seed: int, max_steps: int
-) -> list[RecordedEpisode]:
+) -> list[LivedEpisode]:
     """`episodes` of each policy; all policies meet the same seeds, `seed` and up."""
     return [
         record_episode(env, name, policy, seed + index, max_steps)
@@ -135,7 +135,7 @@ def record_episodes(
     ]
 
 
-def by_policy(episodes: Sequence[RecordedEpisode]) -> dict[str, list[RecordedEpisode]]:
+def by_policy(episodes: Sequence[LivedEpisode]) -> dict[str, list[LivedEpisode]]:
     """Episodes sorted by whose they are, in order of appearance."""
     names = dict.fromkeys(episode.policy for episode in episodes)
     return {name: [episode for episode in episodes if episode.policy == name] for name in names}

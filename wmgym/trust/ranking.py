@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from gymnasium import spaces
 
-from wmgym.trust.episodes import RecordedEpisode, Returnable
+from wmgym.trust.episodes import LivedEpisode, Returnable
 from wmgym.trust.figures import Figure, Section
 from wmgym.trust.plots import draw_ranking
 from wmgym.trust.policies import in_space
@@ -20,7 +20,7 @@ from wmgym.worlds.base import World
 def rank_sequences(
     world: World,
     env: Returnable,
-    episodes: Sequence[RecordedEpisode],
+    episodes: Sequence[LivedEpisode],
     starts: int,
     candidates: int,
     length: int,
@@ -89,7 +89,7 @@ def candidate_sequences(space: spaces.Space, done: np.ndarray, count: int, rando
 
 
 def _moments(
-    episodes: Sequence[RecordedEpisode], count: int, length: int, random: np.random.Generator
+    episodes: Sequence[LivedEpisode], count: int, length: int, random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     long_enough = [index for index, episode in enumerate(episodes) if len(episode) > length]
     if not long_enough:
@@ -100,7 +100,7 @@ def _moments(
 
 
 def _try_in_reality(
-    env: Returnable, episodes: Sequence[RecordedEpisode], chosen: np.ndarray, times: np.ndarray, sequences: np.ndarray
+    env: Returnable, episodes: Sequence[LivedEpisode], chosen: np.ndarray, times: np.ndarray, sequences: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Returns `(S, K)`, and the largest difference to the recorded rewards where the recorded actions were done."""
     real, worst = np.zeros(sequences.shape[:2]), 0.0
@@ -127,7 +127,7 @@ def _rewards(env: Returnable, sequence: np.ndarray) -> list[float]:
 
 def _try_in_dream(
     world: World,
-    episodes: Sequence[RecordedEpisode],
+    episodes: Sequence[LivedEpisode],
     chosen: np.ndarray,
     times: np.ndarray,
     sequences: np.ndarray,

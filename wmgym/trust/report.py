@@ -19,7 +19,7 @@ from wmgym.facts import episode_limit
 from wmgym.real import remake_env
 from wmgym.trust.calibration import calibrate
 from wmgym.trust.ensemble import DoubtingWorld
-from wmgym.trust.episodes import RecordedEpisode, Returnable, record_episodes
+from wmgym.trust.episodes import LivedEpisode, Returnable, record_episodes
 from wmgym.trust.exploitation import Budget, Setting, Trainer, exploit, train_ppo
 from wmgym.trust.figures import Section, TrustReport
 from wmgym.trust.pictures import compare_pictures
@@ -68,6 +68,10 @@ class TrustSettings:
         for name, minimum in {**least, "dream_steps": 0, "dream_seeds": 1}.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} must be {minimum} or more, not {getattr(self, name)}.")
+        if min(self.marks, default=1) < 1:
+            raise ValueError(f"marks are steps ahead, 1 or more each, not {self.marks}.")
+        if min((*self.temperatures, *self.penalties), default=0.0) < 0:
+            raise ValueError(f"temperatures {self.temperatures} and penalties {self.penalties} cannot be negative.")
         if self.max_steps is not None and self.max_steps <= self.context:
             raise ValueError(f"max_steps={self.max_steps} leaves nothing after the {self.context} steps of context.")
 
@@ -180,6 +184,8 @@ def open_real(env: str | gym.Env | None, model: DreamModel) -> Returnable:
     for name in ("observation_space", "action_space"):
         have, known = getattr(real, name), getattr(model.world, name)
         if have != known:
+            if not isinstance(env, gym.Env):
+                real.close()
             raise ValueError(
                 f"The environment's {name} is {have}, but the world was trained on {known}: give the environment that "
                 "it was trained on, as wmgym.make_env makes it."
@@ -195,7 +201,7 @@ class _Study:
         model: DreamModel,
         real: Returnable,
         policies: Mapping[str, Policy],
-        recorded: Sequence[RecordedEpisode],
+        recorded: Sequence[LivedEpisode],
         episodes: int,
         max_steps: int,
         settings: TrustSettings,

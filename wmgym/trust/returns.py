@@ -11,7 +11,7 @@ import torch
 
 from wmgym.dream import DreamVectorEnv, StartStates, as_model
 from wmgym.spaces import from_dict
-from wmgym.trust.episodes import RecordedEpisode, by_policy
+from wmgym.trust.episodes import LivedEpisode, by_policy
 from wmgym.trust.figures import Figure, Section, Table, number
 from wmgym.trust.plots import draw_returns
 from wmgym.trust.policies import Policy
@@ -60,7 +60,7 @@ def dream_returns(
     return total
 
 
-def first_observations(episodes: Sequence[RecordedEpisode]) -> dict[str, np.ndarray]:
+def first_observations(episodes: Sequence[LivedEpisode]) -> dict[str, np.ndarray]:
     """What each episode showed first, by key, `(N, ...)`."""
     return {key: np.stack([e.observation[key][0] for e in episodes]) for key in episodes[0].observation}
 
@@ -75,7 +75,7 @@ def describe(returns: np.ndarray) -> dict[str, Any]:
 
 
 def compare_returns(
-    world: World, policies: Mapping[str, Policy], episodes: Sequence[RecordedEpisode], steps: int, seed: int
+    world: World, policies: Mapping[str, Policy], episodes: Sequence[LivedEpisode], steps: int, seed: int
 ) -> Section:
     """Section 4: returns of each policy in reality and in dreams that begin as the same real episodes did.
 

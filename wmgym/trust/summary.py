@@ -8,7 +8,7 @@ from math import isfinite
 from wmgym.trust.figures import Figure, Section
 
 _GOOD_CORRELATION = 0.9
-_MARK = "15"
+_USUAL_MARK = 15
 
 
 def summarise(sections: Mapping[str, Section]) -> list[str]:
@@ -25,6 +25,13 @@ def _figure(sections: Mapping[str, Section], section: str, name: str) -> Figure 
     return sections[section].figures.get(name) if section in sections else None
 
 
+def _mark(sections: Mapping[str, Section], section: str, name: str) -> int | None:
+    """The steps ahead of which to speak: 15, or the largest mark below it, or the smallest that there is."""
+    figures = sections[section].figures if section in sections else {}
+    marks = sorted(int(figure.removeprefix(f"{name} at ")) for figure in figures if figure.startswith(f"{name} at "))
+    return max((mark for mark in marks if mark <= _USUAL_MARK), default=min(marks, default=None))
+
+
 def _prediction(sections: Mapping[str, Section]) -> str:
     parts = []
     for part in ("observation", "reward"):
@@ -37,11 +44,12 @@ def _prediction(sections: Mapping[str, Section]) -> str:
 
 
 def _actions(sections: Mapping[str, Section]) -> str:
-    share = _figure(sections, "actions", f"observation share better at {_MARK}")
+    mark = _mark(sections, "actions", "observation share better")
+    share = _figure(sections, "actions", f"observation share better at {mark}")
     if share is None:
         return ""
     return (
-        f"**Actions:** after {_MARK} steps the true actions give the smaller error in a share of {share} (chance: 0.5)."
+        f"**Actions:** after {mark} steps the true actions give the smaller error in a share of {share} (chance: 0.5)."
     )
 
 
@@ -86,12 +94,13 @@ def _exploitation(sections: Mapping[str, Section]) -> str:
 
 
 def _calibration(sections: Mapping[str, Section]) -> str:
+    mark = _mark(sections, "calibration", "spread and error")
     found = {
         name: figure
         for name in ("spread", "disagreement")
-        if (figure := _figure(sections, "calibration", f"{name} and error at {_MARK}")) and isfinite(figure.value)
+        if (figure := _figure(sections, "calibration", f"{name} and error at {mark}")) and isfinite(figure.value)
     }
     if not found:
         return ""
     told = " and ".join(f"{name} foretells the error with rank correlation {figure}" for name, figure in found.items())
-    return f"**Doubt:** after {_MARK} steps {told}."
+    return f"**Doubt:** after {mark} steps {told}."

@@ -13,7 +13,7 @@ from torch import Tensor
 from wmgym.dream.convert import ActionConverter, to_array, to_tensors
 from wmgym.random import StreamNoise
 from wmgym.spaces import as_dict_space, from_dict, is_image
-from wmgym.trust.episodes import RecordedEpisode
+from wmgym.trust.episodes import LivedEpisode
 from wmgym.worlds.base import State, World, concat_states, index_state, where_state
 
 _SMALLEST_DEVIATION = 1e-6
@@ -103,7 +103,7 @@ class Dreamt(NamedTuple):
 
 
 def choose_starts(
-    episodes: Sequence[RecordedEpisode], per_episode: int, context: int, horizon: int
+    episodes: Sequence[LivedEpisode], per_episode: int, context: int, horizon: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Evenly spread starts: which episode `(N,)`, and which step of it `(N,)`.
 
@@ -127,7 +127,7 @@ def choose_starts(
 
 
 def cut_windows(
-    world: World, episodes: Sequence[RecordedEpisode], chosen: np.ndarray, times: np.ndarray, horizon: int, seed: int
+    world: World, episodes: Sequence[LivedEpisode], chosen: np.ndarray, times: np.ndarray, horizon: int, seed: int
 ) -> Windows:
     """Filter the episodes through the world, and cut the windows that start at `times` of the episodes `chosen`."""
     state = filter_states(world, episodes, chosen, times, seed)
@@ -158,7 +158,7 @@ def cut_windows(
 
 
 def filter_states(
-    world: World, episodes: Sequence[RecordedEpisode], chosen: np.ndarray, times: np.ndarray, seed: int
+    world: World, episodes: Sequence[LivedEpisode], chosen: np.ndarray, times: np.ndarray, seed: int
 ) -> State:
     """The world's posterior `(N, ...)` at step `times` of the episodes `chosen`, after watching all before it."""
     involved = np.unique(chosen)
@@ -170,7 +170,7 @@ def filter_states(
     return result
 
 
-def watch(world: World, episodes: Sequence[RecordedEpisode], seed: int, last: int | None = None) -> Iterator[State]:
+def watch(world: World, episodes: Sequence[LivedEpisode], seed: int, last: int | None = None) -> Iterator[State]:
     """The world's posterior `(E, ...)` of E episodes at each step up to `last`, seeing all of them at once.
 
     Those that have ended are shown their last observation over and over.
@@ -218,7 +218,7 @@ def repeat_rows(state: State, times: int) -> State:
 # -- errors ---------------------------------------------------------------------------------------------------
 
 
-def measure_scale(world: World, episodes: Sequence[RecordedEpisode]) -> Scale:
+def measure_scale(world: World, episodes: Sequence[LivedEpisode]) -> Scale:
     """Mean and deviation over all recorded steps but the first of each episode."""
     mean, deviation = {}, {}
     for key, box in as_dict_space(world.observation_space).items():

@@ -26,6 +26,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
+from wmgym.choices import check_choices
 from wmgym.nets.coders import CoderConfig, Decoder, Encoder
 from wmgym.nets.distributions import SymlogTwoHot
 from wmgym.nets.mlp import MLP, Activation, Init, Norm, linear
@@ -74,6 +75,7 @@ class TOLDConfig:
     end_scale: float = 1.0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.group and self.latent % self.group:
             raise ValueError(f"latent={self.latent} must be a multiple of group={self.group}.")
 
@@ -117,7 +119,7 @@ class TOLD(World):
         self.two_hot = SymlogTwoHot(c.bins, c.limit)
         self.reward_head = _mlp(joined, c.bins if c.reward == "twohot" else 1, c, out_scale=0.0)
         self.end_head = _mlp(c.latent, 1, c) if c.ends else None
-        self.decoder = Decoder(c.latent, boxes, c.decoder, deter_size=0)
+        self.decoder = Decoder(c.latent, boxes, c.decoder)
 
     # -- one step ---------------------------------------------------------------------------------------------
 
