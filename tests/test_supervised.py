@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,3 +161,37 @@ def test_make_vec_gives_supervised_and_guarded_environments() -> None:
 def test_what_cannot_be_made_is_said_as_it_is_in_one_process(id: str, kwargs: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make_vec(id, 1, subprocess=True, **kwargs)
+
+
+FORGETFUL = """
+import signal
+import gymnasium as gym
+from wmgym import make_vec
+
+
+class Stubborn(gym.Wrapper):
+    def __init__(self):
+        super().__init__(gym.make("CartPole-v1"))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as ViZDoom does, in effect
+
+    def close(self):
+        print("closed", flush=True)
+
+
+gym.register("Stubborn-v0", Stubborn)
+
+if __name__ == "__main__":
+    env = make_vec("Stubborn-v0", 2, subprocess=True)
+    env.reset()
+    print(*(process.pid for process in env.processes), flush=True)
+"""
+
+
+def test_a_program_that_forgets_to_close_ends_and_its_environments_are_closed(tmp_path: Path) -> None:
+    (script := tmp_path / "forgetful.py").write_text(FORGETFUL)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True)
+    pids, *closed = done.stdout.splitlines()
+    assert closed == ["closed"] * 2
+    for pid in map(int, pids.split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)

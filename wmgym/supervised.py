@@ -6,7 +6,9 @@ import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +23,7 @@ LOST = (EOFError, OSError)
 
 _START_TIMEOUT = 300.0  # seconds: a process imports torch and MuJoCo, and the machine may be busy
 _GRACE = 1.0  # seconds for the others, when one of them has used up the time of all
+_LAST_GRACE = 5.0  # seconds for each, when the program ends
 _PRELOADED = ["__main__", "wmgym.real"]
 
 
@@ -30,7 +33,7 @@ class SupervisedVecEnv(SubprocVecEnv):
     A process that dies or gives no answer is replaced by a new one. The episode that it had is cut: the step comes out
     as done, with `info["fault"]` (what happened), `info["TimeLimit.truncated"]`, the last good observation and
     reward 0; agents leave such a step out of their replay. The processes ignore Ctrl-C, which is the program's to
-    answer.
+    answer, and are closed with the program or with the last reference to this, if nobody has done it before.
 
     Args:
         env_fns: one function an environment.
@@ -83,6 +86,8 @@ class SupervisedVecEnv(SubprocVecEnv):
             env_fns[0]().close()  # raises what the process could not tell
             raise FaultyEnvironmentError("The process of environment 0 ended while it made its environment.") from error
         self.remotes, self.processes = list(self.remotes), list(self.processes)
+        # Before multiprocessing asks them to end and waits, which those of ViZDoom would not heed.
+        self._at_exit = Finalize(self, _close_all, (self.remotes, self.processes, _LAST_GRACE), exitpriority=0)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """As every `VecEnv`'s; a process that is replaced goes on with a seed that follows from its own."""
@@ -123,11 +128,8 @@ class SupervisedVecEnv(SubprocVecEnv):
         if self.closed:
             return
         self.closed = True
-        for index in range(len(self.processes)):
-            self._send(index, "close", None)
-        for index, process in enumerate(self.processes):
-            process.join(_GRACE if self.waiting else self.timeout)
-            self._end(index)
+        self._at_exit.cancel()
+        _close_all(self.remotes, self.processes, _GRACE if self.waiting else self.timeout)
 
     # -- one process ------------------------------------------------------------------------------------------
 
@@ -153,7 +155,7 @@ class SupervisedVecEnv(SubprocVecEnv):
         while self._in_a_row[index] < self.patience:
             self._in_a_row[index] += 1
             self._replaced[index] += 1
-            self._end(index)
+            _end(self.remotes[index], self.processes[index])
             self._start(index)
             self._send(index, "reset", (self._next_seed(index), {}))
             try:
@@ -171,14 +173,6 @@ class SupervisedVecEnv(SubprocVecEnv):
         self.processes[index] = self._context.Process(target=_worker, args=arguments, daemon=True)
         self.processes[index].start()
         work_remote.close()
-
-    def _end(self, index: int) -> None:
-        """Take a process away, whatever it is doing, with all that it held here."""
-        process = self.processes[index]
-        process.kill()
-        process.join()
-        process.close()
-        self.remotes[index].close()
 
     def _send(self, index: int, command: str, data: Any) -> None:
         try:
@@ -207,6 +201,24 @@ class SupervisedVecEnv(SubprocVecEnv):
         if first is None:
             return None
         return int(np.random.SeedSequence([first, self._replaced[index]]).generate_state(1)[0])
+
+
+def _close_all(remotes: Sequence[Any], processes: Sequence[Any], grace: float) -> None:
+    """Close the environments, and end the processes that have not done it after `grace` seconds each."""
+    for remote in remotes:
+        with suppress(OSError):  # its process is gone
+            remote.send(("close", None))
+    for remote, process in zip(remotes, processes, strict=True):
+        process.join(grace)
+        _end(remote, process)
+
+
+def _end(remote: Any, process: Any) -> None:
+    """Take a process away, whatever it is doing, with all that it held here."""
+    process.kill()
+    process.join()
+    process.close()
+    remote.close()
 
 
 class _Deaf:
