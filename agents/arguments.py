@@ -16,6 +16,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.checkpoint import CheckpointError
+from wmgym.choices import check_choice
 from wmgym.dream import DreamVectorEnv
 from wmgym.facts import is_json
 from wmgym.spaces import SpaceError, action_size, as_dict_space, is_image
@@ -163,10 +164,7 @@ def check_choices(agent: Any, choices: dict[str, Iterable[str]]) -> None:
         ValueError: naming the argument, its value and the choices.
     """
     for name, known in choices.items():
-        if getattr(agent, name) not in known:
-            raise ValueError(
-                f"{name}={getattr(agent, name)!r} is unknown: choose one of {', '.join(map(repr, known))}."
-            )
+        check_choice(name, getattr(agent, name), known)
 
 
 def _is_number(value: Any) -> bool:

@@ -201,7 +201,7 @@ class WorldModelAgent(Collecting):
         self._base_rates = {name: opt.param_groups[0]["lr"] for name, opt in self.optimizers.items()}
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """As in Stable-Baselines3; learning and acting go on with chance that follows from `seed`."""
+        """As in Stable-Baselines3; the chance of acting and of updates goes on from `seed`."""
         super().set_random_seed(seed)
         if seed is not None and hasattr(self, "generator"):
             self.generator.manual_seed(seed)
@@ -288,8 +288,9 @@ class WorldModelAgent(Collecting):
     ) -> None:
         going_on = True
         with self._anew_after_error():
-            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            self._learn_due(interrupt)  # what was earned before a file was saved
+            if self._updates_due >= 1 and total_timesteps:  # of what was collected before a file was saved
+                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self._learn_due(interrupt)
             while going_on and self.num_timesteps < total_timesteps and not interrupt.requested:
                 going_on = self._collect_step(callback, total_timesteps, log_interval)
                 self._learn_due(interrupt)
@@ -315,6 +316,8 @@ class WorldModelAgent(Collecting):
 
     def _learn_due(self, interrupt: InterruptGuard) -> None:
         """The updates that are due, of which there may be thousands; an interruption leaves the rest for later."""
+        if not self._can_learn():
+            self._updates_due %= 1  # what earned more of them is gone: a file was loaded without its replay
         while self._updates_due >= 1 and not interrupt.requested:
             self.update()
             self._updates_due -= 1

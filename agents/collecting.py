@@ -104,12 +104,17 @@ class Collecting(Healthy):
 
     def _earn_updates(self) -> None:
         """Add to `_updates_due` what the step just collected has earned."""
-        assert self.replay_buffer is not None
-        if len(self.replay_buffer) < self.learning_starts or not self.replay_buffer.can_sample(self.batch_length):
+        if not self._can_learn():
             return
         self._updates_due += self._updates_earned()
         if not self._pretrained:
             self._pretrained, self._updates_due = True, float(self.pretrain)
+
+    def _can_learn(self) -> bool:
+        """Whether the replay holds enough."""
+        replay = self.replay_buffer
+        assert replay is not None
+        return len(replay) >= self.learning_starts and replay.can_sample(self.batch_length)
 
     def _note_limit(self, infos: list[dict[str, Any]]) -> None:
         for info in infos:

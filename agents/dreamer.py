@@ -152,8 +152,18 @@ class Dreamer(WorldModelAgent):
         self.dynamics, self.context = dynamics, context
         check_whole(self, {"deter": 1, "stoch": 1, "units": 1, "depth": 1, "ensemble": 0, "context": 1})
         check_choices(self, {"dynamics": ("rssm", "tssm")})
-        shape, scales = (deter, stoch, units, depth, picture_share), (picture_scale, vector_scale, reward_scale)
-        config = world_config or flagship_world(*shape, *scales, standardize, foresight)
+        config = world_config or flagship_world(
+            deter=deter,
+            stoch=stoch,
+            units=units,
+            depth=depth,
+            picture_share=picture_share,
+            picture_scale=picture_scale,
+            vector_scale=vector_scale,
+            reward_scale=reward_scale,
+            standardize=standardize,
+            foresight=foresight,
+        )
         if world_config is None and dynamics == "tssm":
             config = TSSMConfig(**vars(config), context=context)
         self.world_config = replace(config, ensemble=self.ensemble) if self.ensemble else config
@@ -194,14 +204,14 @@ class Dreamer(WorldModelAgent):
         return {"actor": actor, "critic": critic, "slow_critic": slow_critic, "return_range": ReturnRange()}
 
     def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
-            return torch.optim.Adam(module.parameters(), rate, eps=1e-5, fused=True)
-
         return {
-            "world": adam(self.policy.world, self.lr_schedule(1.0)),
-            "actor": adam(self.policy.actor, self.actor_learning_rate),
-            "critic": adam(self.policy.critic, self.critic_learning_rate),
+            "world": self._optimizer(self.policy.world, self.lr_schedule(1.0)),
+            "actor": self._optimizer(self.policy.actor, self.actor_learning_rate),
+            "critic": self._optimizer(self.policy.critic, self.critic_learning_rate),
         }
+
+    def _optimizer(self, module: nn.Module, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), rate, eps=1e-5, fused=True)
 
     @property
     def reinforce(self) -> float:

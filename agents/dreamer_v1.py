@@ -117,15 +117,8 @@ class DreamerV1(Dreamer):
         actor = Actor(size, space, 4, self.units, "tanh_normal", "elu", "none", "glorot", init_std=5.0, min_std=1e-4)
         return {"actor": actor, "critic": Critic(size, 3, self.units, act="elu", norm="none", init="glorot")}
 
-    def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
-            return torch.optim.Adam(module.parameters(), rate, eps=1e-7, fused=True)  # TensorFlow's eps
-
-        return {
-            "world": adam(self.policy.world, self.lr_schedule(1.0)),
-            "actor": adam(self.policy.actor, self.actor_learning_rate),
-            "critic": adam(self.policy.critic, self.critic_learning_rate),
-        }
+    def _optimizer(self, module: nn.Module, rate: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(module.parameters(), rate, eps=1e-7, fused=True)  # TensorFlow's eps
 
     @property
     def reinforce(self) -> float:

@@ -132,17 +132,10 @@ class DreamerV2(Dreamer):
         critic = Critic(size, 4, self.units, act="elu", norm="none", init="glorot")
         return {"actor": actor, "critic": critic, "slow_critic": copy.deepcopy(critic).requires_grad_(False)}
 
-    def _build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        def adam(module: nn.Module, rate: float) -> torch.optim.Optimizer:
-            # The paper's decay is not multiplied by the learning rate; torch's is.
-            decay = self.weight_decay / rate if rate else 0.0
-            return torch.optim.AdamW(module.parameters(), rate, eps=1e-5, weight_decay=decay, fused=True)
-
-        return {
-            "world": adam(self.policy.world, self.lr_schedule(1.0)),
-            "actor": adam(self.policy.actor, self.actor_learning_rate),
-            "critic": adam(self.policy.critic, self.critic_learning_rate),
-        }
+    def _optimizer(self, module: nn.Module, rate: float) -> torch.optim.Optimizer:
+        # The paper's decay is not multiplied by the learning rate; torch's is.
+        decay = self.weight_decay / rate if rate else 0.0
+        return torch.optim.AdamW(module.parameters(), rate, eps=1e-5, weight_decay=decay, fused=True)
 
     def _update(self, batch: SequenceBatch) -> dict[str, Tensor]:
         loss = self._world_loss(batch)

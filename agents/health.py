@@ -114,9 +114,8 @@ class Healthy(Storable):
     def _world_loss(self, batch: SequenceBatch, world: World | None = None) -> WorldLoss:
         """The loss of the agent's world, or of another, on a batch, every part of it finite."""
         loss = (world or self.policy.world).loss(batch, self.noise)
-        self.checks.require_finite(
-            {f"world's {name} loss": part for name, part in loss.parts.items()} | {"world's loss": loss.total}
-        )
+        parts = {f"world's {name.removesuffix('_loss')} loss": part for name, part in loss.parts.items()}
+        self.checks.require_finite(parts | {"world's loss": loss.total})
         return loss
 
     def _descend(self, name: str, loss: Tensor, module: nn.Module) -> Tensor:

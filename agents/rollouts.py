@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from agents.controllers import Controller
+from agents.plannable import PassedOn
 from agents.policy import Carry, WorldModelPolicy
 from wmgym.random import ModeNoise, Noise
 from wmgym.worlds.base import State, World, index_state
@@ -18,7 +20,7 @@ from wmgym.worlds.base import State, World, index_state
 Ends = Literal["sample", "threshold", "never"]
 
 
-class _SharedChance:
+class _SharedChance(PassedOn):
     """One stream of chance for each rollout number, which that rollout of every candidate draws from.
 
     So candidates differ by what they do and hardly by luck: of two that are nearly alike, the better one is found with
@@ -31,19 +33,11 @@ class _SharedChance:
     """
 
     def __init__(self, noise: Noise, rollouts: int, rows: Tensor) -> None:
-        self.noise, self.rollouts, self.rows = noise, rollouts, rows
+        super().__init__(noise)
+        self.rollouts, self.rows = rollouts, rows
 
-    def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers, float32."""
-        return self.noise.normal(self.rollouts, *shape[1:])[self.rows]
-
-    def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1), float32."""
-        return self.noise.uniform(self.rollouts, *shape[1:])[self.rows]
-
-    def gumbel(self, *shape: int) -> Tensor:
-        """Standard Gumbel numbers, float32."""
-        return self.noise.gumbel(self.rollouts, *shape[1:])[self.rows]
+    def _draw(self, draw: Callable[..., Tensor], shape: tuple[int, ...]) -> Tensor:
+        return draw(self.rollouts, *shape[1:])[self.rows]
 
 
 @torch.no_grad()

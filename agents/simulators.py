@@ -6,16 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from wmgym.physics import get_physics, set_physics, simulator_of
 from wmgym.random import Noise
-from wmgym.rendering import is_dm_control, is_gymnasium_mujoco
-
-_WHOLE = mujoco.mjtState.mjSTATE_INTEGRATION
+from wmgym.rendering import is_dm_control
 
 
 class SimulatedPlans:
@@ -66,17 +64,14 @@ class Simulator:
         inner: Any = env.unwrapped
         self.repeat = int(env.get_wrapper_attr("repeat")) if env.has_wrapper_attr("repeat") else 1
         self.every_reward = every_reward
-        if is_dm_control(env):
-            physics = inner.physics
-            self.model, self.data = physics.model.ptr, physics.data.ptr
-            self._task: _DmControlTask | _GymnasiumTask = _DmControlTask(inner)
-        elif is_gymnasium_mujoco(env):
-            self.model, self.data = inner.model, inner.data
-            self._task = _GymnasiumTask(inner)
-        else:
+        simulator = simulator_of(env)
+        if simulator is None:
             raise TypeError(
                 f"{env} cannot be planned in: give a World and a state, a Dream-v0, or an environment on MuJoCo."
             )
+        self.model, self.data = simulator
+        self._task: _DmControlTask | _GymnasiumTask
+        self._task = _DmControlTask(inner) if is_dm_control(env) else _GymnasiumTask(inner)
         box = inner.action_space
         self.middle, self.half = (box.high + box.low) / 2, (box.high - box.low) / 2
 
@@ -100,15 +95,11 @@ class Simulator:
 
     def get_state(self) -> np.ndarray:
         """Everything that the future depends on."""
-        state = np.empty(mujoco.mj_stateSize(self.model, _WHOLE))
-        mujoco.mj_getState(self.model, self.data, state, _WHOLE)
-        return state
+        return get_physics(self.model, self.data)
 
     def set_state(self, state: np.ndarray) -> None:
         """Go back to where `get_state` was called."""
-        mujoco.mj_setState(self.model, self.data, state, _WHOLE)
-        mujoco.mj_forward(self.model, self.data)  # what follows from positions and velocities, sensors included
-        mujoco.mj_setState(self.model, self.data, state, _WHOLE)  # mj_forward has moved the solver's first guess
+        set_physics(self.model, self.data, state)
 
 
 class _DmControlTask:

@@ -35,7 +35,7 @@ from wmgym import checkpoint
 from wmgym.checkpoint import CheckpointError, space_from_json, space_to_json
 from wmgym.dream.starts import StartStates
 from wmgym.facts import LOST, episode_limit, facts_to_json, make_arguments, registered_limit
-from wmgym.files import NONSENSE
+from wmgym.files import NONSENSE, with_zip_suffix
 from wmgym.worlds.building import require_fit
 from wmgym.worlds.store import STARTS, group, pack_world
 
@@ -91,8 +91,7 @@ class Storable(Resumable):
         Returns:
             The path written.
         """
-        path = Path(path)
-        path = path if path.suffix else path.with_suffix(".zip")
+        path = with_zip_suffix(path)
         if self.replay_buffer is not None:
             self.replay_buffer.flush()
             if "replay_buffer" in (include or ()):
@@ -216,7 +215,8 @@ class Storable(Resumable):
             force_reset: as in Stable-Baselines3; an environment that is given is reset before learning goes on.
             kwargs: arguments of the constructor to replace. Those of the world's objective (`reward_scale`, ...) change
                 its configuration too, as long as that was not given whole. `buffer_size` has no effect on a replay
-                that is read from a file. A `seed` begins chance anew.
+                that is read from a file. A `seed` begins the chance of acting and of updates anew, not that of the
+                replay and of the environments.
 
         Raises:
             CheckpointError: naming the file and the fault: missing, damaged, foreign, of another algorithm or of

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -203,6 +204,11 @@ class TDMPC(TDMPC2):
         search = replace(self.mppi, momentum=0.1)
         own = (world, search, self._build_behaviour(world), self.actor_plans, self.gamma)
         return TDMPCPolicy(self.observation_space, self.action_space, *own)
+
+    def _become(self, manifest: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
+        if (std := tensors.pop("agent/actor.std", None)) is not None:  # where files of before have it
+            tensors["agent/breadth"] = std
+        super()._become(manifest, tensors, source)
 
     # -- the algorithm ----------------------------------------------------------------------------------------
 

@@ -40,6 +40,8 @@ _OF_EVOLUTION = {
     "evaluate_rollouts", "temperature", "ends", "dream_horizon", "starts", "real_envs",
 }  # fmt: skip
 
+_WATCHED = 32  # steps that a replay must hold for dreams to begin in it rather than in the states of a file
+
 
 class WorldModels(VisionMemoryAgent):
     """V, M and C, each fitted in a stage of its own.
@@ -316,8 +318,6 @@ class WorldModels(VisionMemoryAgent):
         self.costs.pop("controller", None)
         if anew:
             self.policy.actor.weights.zero_()
-        if self.train_in == "dream" and self.replay_buffer is None and self._replay_reference is None:
-            self._open_starts()  # the file's: learning opens a replay, which is empty but for a reset's first step
         self.learn(0, reset_num_timesteps=False)
         return self
 
@@ -371,7 +371,9 @@ class WorldModels(VisionMemoryAgent):
 
     def _open_starts(self) -> State:
         if self._dream_starts is None:
-            found = self.start_states(1000, 1) if self.starts == "episode" else self.start_states()
+            found, replay = self._saved_starts, self.replay_buffer  # the first of the file that was loaded
+            if found is None or (replay and replay.can_sample(_WATCHED)):  # a new replay is as good as empty
+                found = self.start_states(1000, 1) if self.starts == "episode" else self.start_states()
             if found is None:
                 raise ValueError("There is nothing to begin dreams from: collect first (total_timesteps above 0).")
             first = found.is_first if self.starts == "episode" else torch.ones_like(found.is_first)

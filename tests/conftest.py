@@ -6,8 +6,12 @@ import functools
 
 import pytest
 import torch
+from hypothesis import settings
 
 from wmgym.rendering import RenderingError, check_rendering
+
+settings.register_profile("same", derandomize=True)  # the same examples in every run
+settings.load_profile("same")
 
 torch.set_num_threads(1)  # small networks on few cores: threads only wait for one another
 

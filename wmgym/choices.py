@@ -21,7 +21,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, choices))}.")
 
 
-def check_choices(config: Any) -> None:
+def check_literals(config: Any) -> None:
     """Refuse a dataclass with a field of a `Literal` type that holds none of its words.
 
     Raises:

@@ -144,6 +144,7 @@ def save_episode(folder: str | Path, episode: RecordedEpisode) -> Path:
     arrays |= {"action": episode.action, "reward": episode.reward, "is_truncated": np.array(episode.truncated)}
     arrays["is_terminal"] = np.zeros(len(episode.reward), bool)
     arrays["is_terminal"][-1] = episode.terminated
+    folder.mkdir(parents=True, exist_ok=True)
     while True:
         path = folder / f"{_next_number(folder):06d}.npz"
         try:

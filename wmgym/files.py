@@ -39,7 +39,7 @@ def atomic_writer(path: str | Path, exclusive: bool = False) -> Iterator[IO[byte
 
     Args:
         path: the final name; its folder is made when missing.
-        exclusive: whether a file that has the name already keeps it.
+        exclusive: whether a file that has the name already keeps it. For a moment the new one is empty.
 
     Yields:
         The temporary file, open for writing.
@@ -57,14 +57,16 @@ def atomic_writer(path: str | Path, exclusive: bool = False) -> Iterator[IO[byte
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())
         if exclusive:
-            os.link(name, path)  # unlike a rename, refuses a name that is taken
-            os.unlink(name)
-        else:
-            os.replace(name, path)
+            _take_name(path)
+        os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def _take_name(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
 
 
 def _umask() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wmgym.choices import check_choice
 from wmgym.dataset import load_dataset
 from wmgym.dream.model import DreamModel, as_model
 from wmgym.dream.starts import StartStates
@@ -73,8 +74,7 @@ def fit_world(
         >>> gym.make("Dream-v0", model=model).reset(seed=0)[0].shape
         (4,)
     """
-    if world not in WORLDS:
-        raise ValueError(f"world={world!r} is unknown: choose one of {', '.join(map(repr, sorted(WORLDS)))}.")
+    check_choice("world", world, sorted(WORLDS))
     if updates < 1 or batch_size < 1 or batch_length < 2:
         raise ValueError(
             f"updates and batch_size must be 1 or more and batch_length 2 or more, not {updates}, {batch_size} and "

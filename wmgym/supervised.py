@@ -24,6 +24,7 @@ LOST = (EOFError, OSError)
 _START_TIMEOUT = 300.0  # seconds: a process imports torch and MuJoCo, and the machine may be busy
 _GRACE = 1.0  # seconds for the others, when one of them has used up the time of all
 _LAST_GRACE = 5.0  # seconds for each, when the program ends
+_RAISED = 1  # exit code of a process that an exception has ended
 _PRELOADED = ["__main__", "wmgym.real"]
 
 
@@ -80,11 +81,14 @@ class SupervisedVecEnv(SubprocVecEnv):
         self._seen: list[Any] = [None] * len(env_fns)
         try:
             super().__init__([maker.var for maker in self._makers], start_method)
-        except LOST as error:
-            for process in self.processes:
-                process.kill()
-            env_fns[0]().close()  # raises what the process could not tell
-            raise FaultyEnvironmentError("The process of environment 0 ended while it made its environment.") from error
+        except (EOFError, ConnectionError) as error:
+            code = self._end_code(0)
+            _close_all(self.remotes, self.processes, _GRACE)
+            if code == _RAISED:
+                env_fns[0]().close()  # raises here what the process could not tell
+            raise FaultyEnvironmentError(
+                f"The process of environment 0 died as it began (exit code {code})."
+            ) from error
         self.remotes, self.processes = list(self.remotes), list(self.processes)
         # Before multiprocessing asks them to end and waits, which those of ViZDoom would not heed.
         self._at_exit = Finalize(self, _close_all, (self.remotes, self.processes, _LAST_GRACE), exitpriority=0)
@@ -193,8 +197,12 @@ class SupervisedVecEnv(SubprocVecEnv):
     def _fault(self, index: int, error: BaseException) -> str:
         if isinstance(error, TimeoutError):
             return f"its process gave no answer for {self.timeout:g} s"
+        return f"its process died (exit code {self._end_code(index)})"
+
+    def _end_code(self, index: int) -> int | None:
         self.processes[index].join(_GRACE)
-        return f"its process died (exit code {self.processes[index].exitcode})"
+        code: int | None = self.processes[index].exitcode
+        return code
 
     def _next_seed(self, index: int) -> int | None:
         first = self._first_seeds[index]

@@ -92,18 +92,33 @@ class Benchmark:
         named |= {"--env-steps": self.suite.env_steps, "--results": self.results, "--log-folder": self.log_folder}
         pairs = [str(part) for pair in named.items() for part in pair]
         anew = ["--anew"] if self._is_shorter(run) else []
-        return [sys.executable, "-m", "agents.zoo", "train", *pairs, "--verbose", "0", *anew, *self.options]
+        return [
+            sys.executable,
+            "-m",
+            "agents.zoo",
+            "--traceback",
+            "train",
+            *pairs,
+            "--verbose",
+            "0",
+            *anew,
+            *self.options,
+        ]
 
     def _is_shorter(self, run: Run) -> bool:
         """Whether a run was completed that is shorter than the suite's."""
         path = self._path(run)
-        return path.is_file() and json.loads(path.read_text())["complete"]
+        if not path.is_file() or is_done(path, self.suite.env_steps):
+            return False
+        return bool(json.loads(path.read_text())["complete"])
 
     def _train(self, run: Run) -> int:
         """One run; returns its exit status."""
         name = f"{run.algo}, {run.preset} on {run.env_id}, seed {run.seed}"
         log = Path(self.log_folder) / f"{run.algo}-{run.preset}-{run.env_id.replace('/', '-')}-{run.seed}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
+        if is_done(self._path(run), self.suite.env_steps, self.retry):  # by another benchmark, meanwhile
+            return 0
         with log.open("ab") as output:
             process = self._start(run, output)
             if process is None:

@@ -25,6 +25,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.dreamer import Dreamer, flagship_world
+from agents.evaluation import SEED
 from agents.zoo.film import film_dream
 from agents.zoo.playing import RandomAgent, play
 from agents.zoo.plots import plot_learning_curve
@@ -35,7 +36,6 @@ from wmgym.real import make_env, make_vec
 from wmgym.rendering import RenderingError
 
 OUT = Path("runs/demo")
-_EVALUATION_SEED = 10_000
 
 
 def _option(default: Any, description: str) -> Any:
@@ -148,7 +148,7 @@ def film(agent: Dreamer, settings: DemoSettings) -> Path | None:
         return None
     env = make_env(settings.env, observation="both", render_size=256)
     try:
-        return film_dream(agent, env, settings.out / "demo.mp4", settings.film_steps, seed=_EVALUATION_SEED)
+        return film_dream(agent, env, settings.out / "demo.mp4", settings.film_steps, seed=SEED)
     finally:
         env.close()
 
@@ -210,7 +210,7 @@ class Demo:
 
     def _real(self, agent: Any, observation: str) -> Returns:
         settings = self.settings
-        env = make_vec(settings.env, settings.episodes, seed=_EVALUATION_SEED, observation=observation)
+        env = make_vec(settings.env, settings.episodes, seed=SEED, observation=observation)
         return play(agent, env, settings.episodes)
 
     def _dream(self, agent: Any, keys: tuple[str, ...] | None) -> Returns:
@@ -218,7 +218,7 @@ class Demo:
         model = str(settings.out / "dreamer.zip")
         return play(
             agent,
-            VecMonitor(DreamVecEnv(settings.episodes, model, keys=keys, seed=_EVALUATION_SEED)),
+            VecMonitor(DreamVecEnv(settings.episodes, model, keys=keys, seed=SEED)),
             settings.episodes,
         )
 

@@ -7,7 +7,7 @@ No real step is taken but to evaluate. With `--also` the dreams are spread over 
 them does not fool the others. With `--judge` the agent kept is the one that was best in the dream of another world of
 the same environment: an agent that lives on the errors of its own world fails there, and to see it takes no real step
 either. The same command goes on where an interrupted run stopped. Hyperparameters are in zoo_configs/dream.yml; the
-result goes to zoo_configs/results/dream/<algo>/<environment>/<name>-seed<k>.json.
+result goes to runs/results/dream/<algo>/<environment>/<name>-seed<k>.json.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--judge", type=Path, help="checkpoint of another world, whose dream says which agent is kept")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     add("--dream", nargs="*", default=[], metavar="NAME=VALUE", help="override settings of the dream")
-    add("--results", type=Path, default=Path("zoo_configs/results"), help="folder of result files")
+    add("--results", type=Path, default=Path("runs/results"), help="folder of result files")
     add("--folder", type=Path, default=Path("runs/dream"), help="folder of the agents trained")
     add("--threads", type=int, default=1)
     return parser.parse_args(arguments)
@@ -309,7 +309,7 @@ def train(args: argparse.Namespace) -> Path:
     if before:
         _refuse_other_worlds(before, args, path)
         now = {"settings": settings, "eval_episodes": args.eval_episodes}
-        refuse_other_settings(path, before, now, ("settings", "eval_episodes"))
+        refuse_other_settings(path, before, now, ("settings", "eval_episodes"), "give the new run a --name")
     if before and before["complete"]:
         print(f"{path} is complete.")
         return path
@@ -344,7 +344,7 @@ def _learn(agent: BaseAlgorithm, recorder: DreamRecorder, steps: int) -> Path:
         if recorder.data["dream_steps"][-1] < agent.num_timesteps:
             recorder.evaluate()
     except Exception:
-        recorder.write(error=traceback.format_exc(limit=3))
+        recorder.write(error=traceback.format_exc(limit=-3))
         raise
     recorder.write(complete=True)
     return recorder.path

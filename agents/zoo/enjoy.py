@@ -12,24 +12,23 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.zoo.film import film_path, write_film
+from agents.evaluation import SEED
+from agents.zoo.film import film_path
 from agents.zoo.loading import Trained, add_arguments, load_trained
-from agents.zoo.manager import EVALUATION_SEED
 from agents.zoo.playing import play
 from wmgym.dream import DreamVecEnv
+from wmgym.films import write_film
 from wmgym.real import make_vec
 
 
 def real_env(trained: Trained, count: int, seed: int) -> VecEnv:
     """The environment that the agent was trained in, with episodes that it was not trained on."""
-    return make_vec(trained.env_id, count, seed=EVALUATION_SEED + seed, **trained.env_options)
+    return make_vec(trained.env_id, count, seed=SEED + seed, **trained.env_options)
 
 
 def dream_env(world: str, count: int, seed: int, frames: bool = False) -> VecEnv:
     """Dreams of a world, with every episode's return in their infos."""
-    return VecMonitor(
-        DreamVecEnv(count, world, seed=EVALUATION_SEED + seed, **({"render_mode": "rgb_array"} if frames else {}))
-    )
+    return VecMonitor(DreamVecEnv(count, world, seed=SEED + seed, **({"render_mode": "rgb_array"} if frames else {})))
 
 
 def build_parser() -> argparse.ArgumentParser:

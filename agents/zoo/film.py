@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from matplotlib import font_manager
-from moviepy import ImageSequenceClip
 from PIL import Image, ImageDraw, ImageFont
 
 from agents.base import WorldModelAgent
 from agents.zoo.painting import rendered, state_of
 from wmgym.dream import DreamEnv
+from wmgym.films import write_film
 from wmgym.rendering import Picture
 from wmgym.worlds.base import State
 
@@ -82,18 +82,6 @@ def film_dream(
         for step, (moment, picture, steps_blind) in enumerate(zip(moments, pictures, blind, strict=True))
     ]
     return write_film(path, frames, fps)
-
-
-def write_film(path: str | Path, frames: Sequence[Picture], fps: int) -> Path:
-    """Write frames `(H, W, 3)` of even sizes as an H.264 film that browsers play."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clip = ImageSequenceClip(list(frames), fps=fps)
-    try:
-        clip.write_videofile(str(path), codec="libx264", audio=False, pixel_format="yuv420p", logger=None)
-    finally:
-        clip.close()
-    return path
 
 
 def compose(real: Picture, dreamt: Picture, size: int, step: int, blind: int) -> Picture:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from agents.evaluation import SEED
 from agents.world_models import WorldModels
 from agents.zoo.playing import RandomAgent, play
 from agents.zoo.report import Returns
@@ -71,7 +72,7 @@ def train(args: argparse.Namespace, rounds: int) -> dict[str, Any]:
 
 def real(player: Any, args: argparse.Namespace) -> Returns:
     """Returns of real episodes, acting deterministically."""
-    return play(player, make_vec(args.env, args.episodes, seed=args.seed + 10_000), args.episodes)
+    return play(player, make_vec(args.env, args.episodes, seed=args.seed + SEED), args.episodes)
 
 
 def measure(args: argparse.Namespace, preset: str, rounds: int) -> Path:

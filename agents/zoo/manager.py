@@ -26,15 +26,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 from agents import ALGORITHMS
 from agents.base import WorldModelAgent
 from agents.checkpointing import CheckpointEvery, last_checkpoint
+from agents.evaluation import SEED
 from agents.stages import StagedAgent
 from agents.zoo.hyperparams import overrides, read_preset
 from agents.zoo.registry import import_environments, is_ours, register_algorithms
 from agents.zoo.results import ResultRecorder, result_path
 from wmgym.files import CheckpointError
 from wmgym.real import DM_CONTROL, make_env
-
-EVALUATION_SEED = 10_000
-"""Added to a run's seed for its evaluation episodes."""
 
 _DECISIONS = 50_000  # where neither the command line nor the YAML says how many
 ENV_KEYS = ("observation", "action_repeat")
@@ -112,7 +110,7 @@ class ZooExperiment(ExperimentManager):
         env: VecEnv = make_vec_env(
             make,
             n_envs,
-            self.seed + EVALUATION_SEED if eval_env else self.seed,
+            self.seed + SEED if eval_env else self.seed,
             monitor_dir=None if eval_env or no_log else self.save_path,
             wrapper_class=self.env_wrapper,
             env_kwargs=self.env_options,
@@ -146,6 +144,8 @@ class ZooExperiment(ExperimentManager):
         options |= {"tensorboard_log": self.tensorboard_log, "interrupt_folder": self.save_path}
         if self._envs_are_wrapped:
             return ALGORITHMS[self.algo](self.create_envs(self.n_envs), **options)
+        if self.args.vec_env != "dummy":
+            raise ValueError("For this project's agents --vec-env subproc is --env-kwargs subprocess:True.")
         options |= {key: self.env_options[key] for key in ENV_KEYS if key in self.env_options}
         others = {key: value for key, value in self.env_options.items() if key not in ENV_KEYS}
         return ALGORITHMS[self.algo](self.env_name.gym_id, n_envs=self.n_envs, env_kwargs=others or None, **options)

@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from agents.base import WorldModelAgent
+from agents.evaluation import SEED
 from agents.zoo.film import film_dream, film_path
 from agents.zoo.loading import Trained, add_arguments, load_trained
-from agents.zoo.manager import EVALUATION_SEED
 from agents.zoo.painting import paint
 from agents.zoo.suites import read_suites
 from agents.zoo.tables import task_name
@@ -44,7 +44,7 @@ def record(trained: Trained, path: Path, args: argparse.Namespace) -> Path:
     env = make_env(trained.env_id, **trained.env_options, render_size=args.size)
     try:
         return film_dream(
-            agent, env, path, args.steps, args.watched, args.dreamt, size=args.size, seed=EVALUATION_SEED + args.seed
+            agent, env, path, args.steps, args.watched, args.dreamt, size=args.size, seed=SEED + args.seed
         )
     finally:
         env.close()

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.files import atomic_writer
 
-_SWITCHES = ("--save-replay-buffer", "--anew", "--resume")
+_SWITCHES = ("--save-replay-buffer", "--anew", "--resume", "--traceback")
 """Options without a value that say what to write, or from where to go on."""
 _FOLDERS = ("--results", "--save", "--log", "--log-folder", "--folder", "-f", "--out")
 _PACKAGES = ("torch", "gymnasium", "stable-baselines3", "dm_control", "mujoco", "shimmy", "numpy")
@@ -76,19 +76,32 @@ def without_folders(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def refuse_other_settings(path: Path, before: dict[str, Any], now: dict[str, Any], names: Sequence[str]) -> None:
+def refuse_other_settings(
+    path: Path, before: dict[str, Any], now: dict[str, Any], names: Sequence[str], way_out: str
+) -> None:
     """An interrupted run goes on with the settings that it was begun with.
 
+    Args:
+        path: of the result file.
+        before: what it holds.
+        now: what is asked for.
+        names: of the settings to compare; files of before may lack some.
+        way_out: what else can be done.
+
     Raises:
-        ValueError: naming the result file `path` and the setting.
+        ValueError: naming the file and the setting.
     """
     plain = json.loads(json.dumps({name: now[name] for name in names}))  # as it comes back from a file
     for name in names:
-        if before.get(name, plain[name]) != plain[name]:  # files of before lack some
-            raise ValueError(
-                f"{path} was begun with {name}={before[name]!r}, not {plain[name]!r}: go on with what it was begun "
-                "with, or begin again (--anew)."
-            )
+        old, new = before.get(name, plain[name]), plain[name]
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+            old, new = ({key: values[key] for key in keys if key in values} for values in (old, new))
+        raise ValueError(
+            f"{path} was begun with {name}={old!r}, not {new!r}: go on with what it was begun with, or {way_out}."
+        )
 
 
 def describe_origin(packages: Sequence[str]) -> dict[str, Any]:
@@ -192,9 +205,8 @@ class ResultRecorder(EvalCallback):
             ValueError: if it was begun with other settings.
         """
         before = json.loads(self.path.read_text())
-        refuse_other_settings(
-            self.path, before, self.data, ("overrides", "observation", "env_kwargs", "action_repeat", "eval_episodes")
-        )
+        names = ("overrides", "observation", "env_kwargs", "action_repeat", "eval_episodes")
+        refuse_other_settings(self.path, before, self.data, names, "begin again (--anew)")
         evaluations = np.load(f"{self.log_path}.npz")
         kept = int((evaluations["timesteps"] <= decisions).sum())
         resumed = {"env_steps": decisions * self.action_repeat, "commit": self.data["commit"]}

@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import ConvertCallback, EveryNTimesteps
 from stable_baselines3.common.logger import Logger, make_output_format
 
 from agents.checkpointing import CheckpointEvery, last_checkpoint
+from agents.evaluation import SEED
 from agents.world_models import WorldModels
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
 from agents.zoo.playing import RandomAgent, play
@@ -202,7 +203,7 @@ class TakeCover:
         """Tics survived in each real episode."""
         options: dict[str, Any] = {"observation": "pixels", "action_repeat": self.agent.action_repeat}
         count = min(10, self.args.episodes)
-        env = make_vec(TAKE_COVER, count, seed=self.args.seed + 10_000, **options)
+        env = make_vec(TAKE_COVER, count, seed=self.args.seed + SEED, **options)
         return play(player, env, self.args.episodes).values
 
     @property

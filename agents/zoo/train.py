@@ -16,11 +16,8 @@ from pathlib import Path
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.zoo.hyperparams import load_preset, overrides
 from agents.zoo.manager import ZooExperiment
 from agents.zoo.registry import is_ours, register_algorithms
-
-__all__ = ["build_parser", "load_preset", "main", "overrides"]
 
 
 def build_parser(command: str = "train", description: str | None = __doc__) -> argparse.ArgumentParser:
@@ -43,7 +40,7 @@ def build_parser(command: str = "train", description: str | None = __doc__) -> a
     add("-params", "--set", nargs="*", default=[], metavar="NAME=VALUE", help="override hyperparameters")
     add("--env-kwargs", nargs="*", default=[], metavar="NAME=VALUE", help="arguments of wmgym.make_env")
     add("--gym-packages", nargs="*", default=[], help="modules to import that register environments")
-    add("--results", default="zoo_configs/results", help="folder of result files")
+    add("--results", default="runs/results", help="folder of result files (this project's: zoo_configs/results)")
     add("-f", "--log-folder", default="runs/zoo", help="folder of agents, evaluations and what is needed to resume")
     add("--save", help="write the trained agent there too")
     add("--save-replay-buffer", action="store_true", help="with --save: its replay beside it, as <name>-replay.zip")
@@ -97,7 +94,7 @@ def _learn(experiment: ZooExperiment, model: BaseAlgorithm) -> None:
         experiment.learn(model)
     except BaseException:
         if experiment.recorder is not None:
-            experiment.recorder.write(error=traceback.format_exc(limit=3))
+            experiment.recorder.write(error=traceback.format_exc(limit=-3))
         raise
     assert experiment.recorder is not None
     experiment.recorder.write(complete=True)

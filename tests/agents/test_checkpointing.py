@@ -269,7 +269,7 @@ def test_a_burst_of_updates_ends_at_a_signal_and_is_done_later(
 
 def test_the_last_checkpoint_is_the_finished_agent(tiny: Any, assert_same: Any, tmp_path: Path) -> None:
     """Though a callback wrote one at the same step, before its updates."""
-    agent = tiny("CartPole-v1").learn(60, CheckpointEvery(tmp_path, 20))
+    agent = tiny("CartPole-v1", train_ratio=32.0).learn(60, CheckpointEvery(tmp_path, 20))
     assert_same(Dreamer.load(last_checkpoint(tmp_path), device="cpu"), agent)
 
 

@@ -16,7 +16,7 @@ from agents import ALGORITHMS, DreamerV1, DreamerV2, DreamerV3
 from agents.dreamer import Dreamer
 from agents.dreamer_v3 import v3_world
 from agents.imagination import Rollout
-from agents.zoo.train import load_preset
+from agents.zoo.hyperparams import load_preset
 from wmgym.random import ModeNoise
 from wmgym.worlds.base import SequenceBatch, detach_state, flatten_state
 

@@ -39,7 +39,7 @@ def nan_total(loss: Any) -> Any:
 
 
 def infinite_part(loss: Any) -> Any:
-    loss.parts = {**loss.parts, "reward": torch.tensor(float("inf"))}
+    loss.parts = {**loss.parts, "reward_loss": torch.tensor(float("inf"))}
     return loss
 
 

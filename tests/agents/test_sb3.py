@@ -55,6 +55,22 @@ def test_eval_callback_saves_the_best_model(tiny: Any, tmp_path: Path) -> None:
     assert best.num_timesteps == (50, 100, 150)[int(evaluations["results"].mean(1).argmax())]
 
 
+def test_what_a_callback_saved_learns_on_without_its_replay(tiny: Any, tmp_path: Path) -> None:
+    """Of updates that it was owed nothing is left to learn from."""
+
+    def save(scope: dict[str, Any], _: Any) -> bool:
+        if scope["self"].num_timesteps == 50:
+            scope["self"].save(tmp_path / "agent.zip")
+        return True
+
+    tiny("CartPole-v1", train_ratio=32.0).learn(60, callback=save)
+    agent = Dreamer.load(tmp_path / "agent.zip", env="CartPole-v1", device="cpu")
+    owed = agent._n_updates
+    assert agent.learn(60).num_timesteps == 60
+    assert agent._n_updates > owed
+    assert Dreamer.load(tmp_path / "agent.zip", device="cpu").learn(0).num_timesteps == 0
+
+
 def test_training_stops_at_a_reward(tiny: Any) -> None:
     stop = StopTrainingOnRewardThreshold(reward_threshold=1.0)
     callback = EvalCallback(make_vec("CartPole-v1"), callback_on_new_best=stop, eval_freq=30, verbose=0)

@@ -12,6 +12,7 @@ import torch
 from agents import TDMPC
 from agents.planners import MPPI
 from agents.tdmpc import NoisyAction
+from wmgym import checkpoint
 from wmgym.random import TorchNoise
 from wmgym.spaces import SpaceError
 
@@ -49,6 +50,14 @@ def test_what_is_loaded_searches_as_far_as_what_was_saved(tmp_path: Any) -> None
     np.testing.assert_array_equal(
         again.predict(seen, deterministic=True)[0], agent.predict(seen, deterministic=True)[0]
     )
+
+
+def test_files_that_have_the_breadth_as_the_actors_noise_are_read(tmp_path: Any) -> None:
+    path = small(annealing=100).learn(80).save(tmp_path / "agent.zip")
+    manifest, tensors = checkpoint.load(path)
+    tensors["agent/actor.std"] = tensors.pop("agent/breadth")
+    checkpoint.save(path, manifest, tensors)
+    assert TDMPC.load(path, device="cpu").policy.breadth == tensors["agent/actor.std"]
 
 
 def test_the_defaults_are_the_papers() -> None:

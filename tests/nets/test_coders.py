@@ -9,7 +9,6 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional
 
-from wmgym.nets.blocks import BlockLinear
 from wmgym.nets.coders import CoderConfig, Decoder, Encoder
 from wmgym.nets.distributions import symlog
 from wmgym.nets.images import ImageDecoder, ImageSizeError
@@ -315,18 +314,6 @@ def test_pictures_of_a_wrong_size(boxes: dict[str, spaces.Box], config: CoderCon
 def test_the_v3_decoder_asks_for_the_deterministic_size() -> None:
     with pytest.raises(ValueError, match="deter_size"):
         Decoder(FEATURES, {"observation": picture()}, V3)
-
-
-def test_block_linear_is_a_block_diagonal_matrix() -> None:
-    layer = BlockLinear(12, 8, blocks=4)
-    dense = torch.block_diag(*layer.weight)
-    x = torch.randn(2, 5, 12)
-    torch.testing.assert_close(layer(x), x @ dense + layer.bias)
-
-
-def test_block_linear_names_the_size_that_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="out_size"):
-        BlockLinear(16, 12, blocks=8)
 
 
 def test_a_decoder_gives_what_is_asked_for_and_nothing_else() -> None:

@@ -80,11 +80,12 @@ def test_nothing_is_foretold_across_episodes() -> None:
 
 def test_the_latent_does_not_learn_from_what_is_drawn() -> None:
     gradients = []
-    for scale in (1.0, 100.0):
+    for scale in (1.0, 10.0):
         world, batch = build(), sequences()
-        loss = world.loss(batch, TorchNoise())
-        errors = world.decoder.loss(loss.states.latent.detach(), batch.observation)
-        (loss.total + scale * sum(error.mean() for error in errors.values())).backward()
+        with torch.no_grad():
+            for parameter in world.decoder.parameters():
+                parameter.mul_(scale)
+        world.loss(batch, TorchNoise()).total.backward()
         gradients.append([parameter.grad.clone() for parameter in world.encoder.parameters()])
     assert all(torch.equal(*pair) for pair in zip(*gradients))
     assert all(gradient.abs().sum() > 0 for gradient in gradients[0])

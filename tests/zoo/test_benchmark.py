@@ -194,9 +194,9 @@ def test_a_complete_run_that_is_too_short_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "dreamer" / "A-v0" / "default-seed0.json"
     path.parent.mkdir(parents=True)
     runs = Benchmark(suite, str(tmp_path), str(tmp_path))
-    for complete, anew in ((True, True), (False, False)):
-        path.write_text(json.dumps({"complete": complete, "env_steps": [0, 40]}))
-        (run,) = runs.to_do()
+    (run,) = suite.runs()
+    for complete, steps, anew in ((True, 40, True), (False, 40, False), (True, 80, False)):
+        path.write_text(json.dumps({"complete": complete, "env_steps": [0, steps]}))
         assert ("--anew" in runs.command(run)) is anew
 
 

@@ -14,7 +14,7 @@ import yaml
 from stable_baselines3 import SAC
 
 from agents import ALGORITHMS, Dreamer
-from agents.zoo import manager, train
+from agents.zoo import enjoy, manager, train
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
 from agents.zoo.registry import import_environments, register_algorithms
 
@@ -172,6 +172,13 @@ def test_sac_learns_a_dm_control_task_with_numbers_among_its_observations(tmp_pa
     agent = SAC.load(tmp_path / "runs/default/sac/dm_control-walker-walk-v0_1/dm_control-walker-walk-v0.zip")
     assert agent.observation_space.shape == (24,)
     assert agent.num_timesteps == 60
+    named = ["--algo", "sac", "--env", "dm_control/walker-walk-v0", "-f", str(tmp_path / "runs")]
+    assert enjoy.main([*named, "--episodes", "1"]) == 0
+
+
+def test_processes_are_not_asked_for_in_a_way_that_our_agents_do_not_hear(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--env-kwargs subprocess:True"):
+        train.main(arguments(tmp_path, "--set", *TINY, "--vec-env", "subproc"))
 
 
 def test_rl_zoos_own_command_trains_our_agents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

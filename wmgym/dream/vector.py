@@ -252,7 +252,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             The observations of that moment.
 
         Raises:
-            ValueError: if it is not a state of as many environments.
+            ValueError: if it is not a state of as many environments, or of another world; the dream stays as it was.
         """
         if not isinstance(state, DreamState) or len(state.steps) != self.num_envs:
             raise ValueError(

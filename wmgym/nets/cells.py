@@ -53,51 +53,8 @@ def _gru(in_size: int, deter: int, init: Init) -> nn.GRUCell:
     return cell
 
 
-class DenseCore(nn.Module):
-    """`h' = GRU(act(norm(W [s, a])), h)`: PlaNet, DreamerV1 and V2.
-
-    Args:
-        stoch: width of the flattened stochastic state.
-        action: width of the action.
-        deter: width of the deterministic state.
-        hidden: width of the input layer.
-        layer_norm: whether the GRU's gates are normalised (DreamerV2) or plain (PlaNet, DreamerV1).
-        act: activation of the input layer.
-        norm: normalisation of the input layer.
-        init: first weights by name, as for `linear`.
-    """
-
-    def __init__(
-        self,
-        stoch: int,
-        action: int,
-        deter: int,
-        hidden: int,
-        layer_norm: bool,
-        act: Activation,
-        norm: Norm,
-        init: Init = "torch",
-    ) -> None:
-        super().__init__()
-        self.stoch = stoch
-        self.inputs = linear(stoch + action, hidden, init)
-        self.norm = normalisation(norm, hidden)
-        self.act = activation(act)
-        self.cell: nn.Module
-        self.cell = LayerNormGRUCell(hidden, deter, init=init) if layer_norm else _gru(hidden, deter, init)
-
-    def project(self, action: Tensor) -> Tensor:
-        """The action's share of the input layer, `(..., A)` to `(..., hidden)`."""
-        return F.linear(action, self.inputs.weight[:, self.stoch :], self.inputs.bias)
-
-    def forward(self, deter: Tensor, stoch: Tensor, projected: Tensor) -> Tensor:
-        """One step, `(B, deter)`."""
-        inputs = projected + F.linear(stoch, self.inputs.weight[:, : self.stoch])
-        return self.cell(self.act(self.norm(inputs)), deter)
-
-
 class MemorylessCore(nn.Module):
-    """`x = act(norm(W [s, a]))`: the input layer of a `DenseCore` without the recurrence after it.
+    """`x = act(norm(W [s, a]))`: a step of those relatives of the RSSM that remember nothing beside their state.
 
     Args:
         source: width of what it reads beside the action.
@@ -124,6 +81,40 @@ class MemorylessCore(nn.Module):
     def forward(self, source: Tensor, projected: Tensor) -> Tensor:
         """One step, `(B, out_size)`."""
         return self.act(self.norm(projected + F.linear(source, self.inputs.weight[:, : self.source])))
+
+
+class DenseCore(MemorylessCore):
+    """`h' = GRU(act(norm(W [s, a])), h)`: PlaNet, DreamerV1 and V2.
+
+    Args:
+        stoch: width of the flattened stochastic state.
+        action: width of the action.
+        deter: width of the deterministic state.
+        hidden: width of the input layer.
+        layer_norm: whether the GRU's gates are normalised (DreamerV2) or plain (PlaNet, DreamerV1).
+        act: activation of the input layer.
+        norm: normalisation of the input layer.
+        init: first weights by name, as for `linear`.
+    """
+
+    def __init__(
+        self,
+        stoch: int,
+        action: int,
+        deter: int,
+        hidden: int,
+        layer_norm: bool,
+        act: Activation,
+        norm: Norm,
+        init: Init = "torch",
+    ) -> None:
+        super().__init__(stoch, action, hidden, act, norm, init)
+        self.cell: nn.Module
+        self.cell = LayerNormGRUCell(hidden, deter, init=init) if layer_norm else _gru(hidden, deter, init)
+
+    def forward(self, deter: Tensor, stoch: Tensor, projected: Tensor) -> Tensor:  # type: ignore[override]
+        """One step, `(B, deter)`."""
+        return self.cell(super().forward(stoch, projected), deter)
 
 
 class BlockCore(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from wmgym.choices import check_choices
+from wmgym.choices import check_literals
 from wmgym.nets.distributions import symexp, symlog
 from wmgym.nets.images import (
     DreamerImageDecoder,
@@ -81,7 +81,7 @@ class CoderConfig:
     squash: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_literals(self)
 
 
 def normal_coder(units: int, layers: int, act: Activation, depth: int, image_act: Activation = "relu") -> CoderConfig:

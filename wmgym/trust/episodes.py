@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from wmgym.rendering import is_dm_control, is_gymnasium_mujoco
+from wmgym.physics import get_physics, set_physics, simulator_of
 from wmgym.replayable import Replayable
 from wmgym.spaces import as_dict, copied, from_dict
 from wmgym.trust.policies import Policy
@@ -33,33 +33,16 @@ class Returnable(Replayable):
 
     def physics(self) -> NDArray[np.float64] | None:
         """MuJoCo's whole state; None in other environments."""
-        simulator = _mujoco(self.env)
-        if simulator is None:
-            return None
-        import mujoco
-
-        model, data = simulator
-        state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
-        mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        return state
+        simulator = simulator_of(self.env)
+        return None if simulator is None else get_physics(*simulator)
 
     def return_to(self, episode: LivedEpisode, t: int) -> None:
         """Be where `episode` was when `observation[t]` was seen."""
         done = episode.env_action[:t] if episode.physics is None else episode.env_action[:0]
         self.set_state({"seed": episode.seed, "episode": 0, "started": True, "options": None, "actions": done})
-        if episode.physics is not None:
-            self._set_physics(episode.physics[t])
-
-    def _set_physics(self, state: NDArray[np.float64]) -> None:
-        import mujoco
-
-        simulator = _mujoco(self.env)
-        assert simulator is not None
-        model, data = simulator
-        mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
-        mujoco.mj_forward(model, data)
-        # Once more, because `mj_forward` has moved what the solver begins its next step from.
-        mujoco.mj_setState(model, data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+        simulator = simulator_of(self.env)
+        if simulator is not None and episode.physics is not None:
+            set_physics(*simulator, episode.physics[t])
 
 
 @dataclass(frozen=True)
@@ -145,11 +128,3 @@ def _act(policy: Policy, seen: Any, state: Any, is_first: bool, space: gym.Space
     batch = from_dict({key: np.asarray(value)[None] for key, value in as_dict(seen).items()}, space)
     action, state = policy.predict(batch, state, np.array([is_first]), deterministic=True)
     return action[0], state
-
-
-def _mujoco(env: gym.Env) -> tuple[Any, Any] | None:
-    """MuJoCo's model and data, where there are some."""
-    inner: Any = env.unwrapped
-    if is_dm_control(env):
-        return inner.physics.model.ptr, inner.physics.data.ptr
-    return (inner.model, inner.data) if is_gymnasium_mujoco(env) else None

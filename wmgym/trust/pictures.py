@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from moviepy import ImageSequenceClip
 from numpy.typing import NDArray
 
 from wmgym.dream.frames import picture_key, rgb
+from wmgym.films import write_film
 from wmgym.trust.figures import Figure, Section
 from wmgym.trust.plots import draw_pictures
 from wmgym.trust.statistics import bootstrap_groups
@@ -63,7 +62,7 @@ def compare_pictures(world: World, windows: Windows, marks: Sequence[int], seed:
         name: {who: _median_by_step(by_window) for who, by_window in sides.items()} for name, sides in values.items()
     }
     section.drawings["pictures.png"] = partial(draw_pictures, section.data)
-    section.drawings["dream.mp4"] = partial(_write_film, film_frames(world, windows, key, seed))
+    section.drawings["dream.mp4"] = partial(write_film, frames=film_frames(world, windows, key, seed), fps=_FPS)
     return section
 
 
@@ -105,14 +104,6 @@ def _framed(pictures: Pictures) -> Iterable[Pictures]:
         large = rgb(picture).repeat(_SCALE, 0).repeat(_SCALE, 1)
         even = [(0, _GAP + size % 2) for size in large.shape[:2]]  # H.264 wants even sides
         yield np.pad(large, [*even, (0, 0)], constant_values=255)
-
-
-def _write_film(frames: Sequence[Pictures], path: Path) -> None:
-    clip = ImageSequenceClip(list(frames), fps=_FPS)
-    try:
-        clip.write_videofile(str(path), codec="libx264", audio=False, pixel_format="yuv420p", logger=None)
-    finally:
-        clip.close()
 
 
 def _measures(section: Section) -> dict[str, Callable[[Pictures, Pictures], np.ndarray]]:

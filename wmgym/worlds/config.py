@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from wmgym.choices import check_choices
+from wmgym.choices import check_literals
 from wmgym.nets.coders import CoderConfig
 from wmgym.nets.mlp import Activation, Init, Norm
 
@@ -21,7 +21,7 @@ class HeadConfig:
     out_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_literals(self)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class RSSMConfig:
     """Weight of the posterior's divergence from a fixed standard distribution (PlaNet's code: 0.1 where on)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_literals(self)
         if self.ensemble == 1:
             raise ValueError("ensemble=1 has nobody to disagree with: use 0 (none) or 2 and more.")
         if (self.dyn_scale is None) != (self.rep_scale is None):

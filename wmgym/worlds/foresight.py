@@ -88,7 +88,9 @@ class Foresight(nn.Module):
         rate = (1 / self.batches.clamp(min=1)).clamp(min=_RATE) * any_counted
         for number, key in enumerate(self._keys):
             missed = self.get_buffer(f"missed_{number}")
-            missed.add_(rate * (torch.tensordot(share, errors[key].float(), 1) - missed))
+            rows = counted.reshape(-1, *(1,) * missed.dim())
+            error = errors[key].float().masked_fill(~rows, 0.0)  # which may be anything, even NaN
+            missed.add_(rate * (torch.tensordot(share, error, 1) - missed))
 
     def weights(self, variance: Tensor | float) -> dict[str, Tensor]:
         """What each number's error counts by: 1 where it is foretold, less elsewhere; by key `(N,)` or `()`.

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from wmgym.choices import check_choices
+from wmgym.choices import check_literals
 from wmgym.nets.coders import CoderConfig
 from wmgym.nets.lstm import LSTM
 from wmgym.nets.mixtures import GaussianMixtures
@@ -82,7 +82,7 @@ class MDNRNNConfig:
     """Whether `loss` lets V learn from M too: what M expects takes the place of N(0, 1) as the prior of the codes."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_literals(self)
 
 
 class MDNRNN(World):

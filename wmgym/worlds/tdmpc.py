@@ -26,7 +26,7 @@ from gymnasium import spaces
 from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
-from wmgym.choices import check_choices
+from wmgym.choices import check_literals
 from wmgym.nets.coders import CoderConfig, Decoder, Encoder
 from wmgym.nets.distributions import SymlogTwoHot
 from wmgym.nets.mlp import MLP, Activation, Init, Norm, linear
@@ -75,7 +75,7 @@ class TOLDConfig:
     end_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_literals(self)
         if self.group and self.latent % self.group:
             raise ValueError(f"latent={self.latent} must be a multiple of group={self.group}.")
 
