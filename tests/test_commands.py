@@ -30,7 +30,7 @@ def commands() -> Iterator[Any]:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                if found := re.search(r"-m agents\.zoo[ .](\w+)(.*)", line):
+                for found in re.finditer(r"-m agents\.zoo[ .](\w+)([^&]*)", line):
                     name, options = found.groups()
                     if name in PARSERS and "$" not in line:
                         yield pytest.param(
