@@ -316,7 +316,7 @@ class WorldModelAgent(Collecting):
 
     def _learn_due(self, interrupt: InterruptGuard) -> None:
         """The updates that are due, of which there may be thousands; an interruption leaves the rest for later."""
-        if not self._can_learn():
+        if self._updates_due >= 1 and not self._can_learn():
             self._updates_due %= 1  # what earned more of them is gone: a file was loaded without its replay
         while self._updates_due >= 1 and not interrupt.requested:
             self.update()

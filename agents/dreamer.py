@@ -107,6 +107,9 @@ class Dreamer(WorldModelAgent):
         60
     """
 
+    LEAST_HORIZON = 1
+    """Steps of the shortest dream that there are returns of."""
+
     def __init__(
         self,
         env: GymEnv | str | None,
@@ -185,7 +188,9 @@ class Dreamer(WorldModelAgent):
         )
 
     def _check_behaviour(self) -> None:
-        check_whole(self, {"horizon": 1} | ({} if self.imagine_starts is None else {"imagine_starts": 1}))
+        check_whole(
+            self, {"horizon": self.LEAST_HORIZON} | ({} if self.imagine_starts is None else {"imagine_starts": 1})
+        )
         check_range(self, ("gamma", "lam", "slow_rate", "picture_share"), high=1.0)
         check_range(self, ("actor_learning_rate", "critic_learning_rate", "entropy_scale", "exploration_noise", "clip"))
         check_range(self, ("picture_scale", "vector_scale", "reward_scale"))

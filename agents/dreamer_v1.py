@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
-from agents.arguments import check_whole, passed_on, refuse_ignored
+from agents.arguments import passed_on, refuse_ignored
 from agents.dreamer import OF_THE_FLAGSHIP_S_WORLD, Dreamer
 from agents.imagination import Rollout, frozen, lambda_returns, reach_weights
 from agents.policy import WorldModelPolicy
@@ -69,6 +69,7 @@ class DreamerV1(Dreamer):
     """
 
     world: RSSM
+    LEAST_HORIZON = 2  # the paper's returns are of all imagined states but the last
 
     def __init__(
         self,
@@ -107,10 +108,6 @@ class DreamerV1(Dreamer):
         ignored = (*OF_THE_FLAGSHIP_S_WORLD, "actor_gradient", "entropy_scale", "slow_rate")
         refuse_ignored("DreamerV1", Dreamer, options, ignored)
         super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
-
-    def _check_behaviour(self) -> None:
-        super()._check_behaviour()
-        check_whole(self, {"horizon": 2})  # the paper's returns are of all imagined states but the last
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         size, space = world.feature_size, self.action_space

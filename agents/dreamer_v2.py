@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
 from agents.actors import Actor, Critic
-from agents.arguments import check_whole, passed_on, refuse_ignored
+from agents.arguments import passed_on, refuse_ignored
 from agents.dreamer import OF_THE_FLAGSHIP_S_WORLD, ActorGradient, Dreamer
 from agents.dreamer_v1 import predicted_discounts
 from agents.imagination import Rollout, frozen, lambda_returns, matmul_precision, policy_objective, reach_weights
@@ -75,6 +75,7 @@ class DreamerV2(Dreamer):
     """
 
     world: RSSM
+    LEAST_HORIZON = 2  # the paper's returns are of all imagined states but the last
 
     def __init__(
         self,
@@ -121,10 +122,6 @@ class DreamerV2(Dreamer):
         world_config = world_config or v2_world(deter, stoch, classes, units, depth, gamma, pcont, **scales)
         refuse_ignored("DreamerV2", Dreamer, options, (*OF_THE_FLAGSHIP_S_WORLD, "slow_rate"))
         super().__init__(env, policy, **passed_on(Dreamer, locals()), **options)
-
-    def _check_behaviour(self) -> None:
-        super()._check_behaviour()
-        check_whole(self, {"horizon": 2})  # the paper's returns are of all imagined states but the last
 
     def _build_behaviour(self, world: World) -> dict[str, nn.Module]:
         size, space = world.feature_size, self.action_space

@@ -39,7 +39,7 @@ def test_updates_with_large_tensors_need_few_new_pages() -> None:
         done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
         return int(done.stdout)
 
-    assert 2 * faults("kept") < faults("as it is")  # a thirtieth where memory is plenty
+    assert 4 * faults("kept") < faults("as it is")
 
 
 def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

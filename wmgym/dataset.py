@@ -26,7 +26,7 @@ from gymnasium import spaces
 from wmgym.checkpoint import space_from_json, space_to_json
 from wmgym.dream.convert import ActionConverter
 from wmgym.facts import LIMIT, episode_limit, facts_from_json, facts_to_json, in_decisions, with_limit
-from wmgym.files import DAMAGE, NONSENSE, CheckpointError, atomic_writer
+from wmgym.files import DAMAGE, NONSENSE, CheckpointError, atomic_writer, existing
 from wmgym.replay import SequenceReplay
 from wmgym.replay_files import read_json, write_json
 from wmgym.spaces import OBSERVATION, action_size, as_dict, as_dict_space, copied
@@ -247,7 +247,7 @@ def load_dataset(data: Any) -> Dataset:
         path = Path(data)
         if path.is_dir():
             return _load_folder(path)
-        if not (path.is_file() or path.with_name(f"{path.name}.zip").is_file()):
+        if existing(path) is None:
             raise CheckpointError(f"{path} does not exist: name a folder of episodes (wmgym.record) or a saved replay.")
         return Dataset(SequenceReplay.load(path), {})
     if callable(getattr(data, "iterate_episodes", None)):

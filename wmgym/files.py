@@ -92,6 +92,15 @@ def with_zip_suffix(path: str | Path) -> Path:
     return path if path.suffix else path.with_suffix(".zip")
 
 
+def existing(path: Path) -> Path | None:
+    """The file that `path` names, with or without its ".zip"; None if there is none."""
+    return next((candidate for candidate in (path, _longer(path)) if candidate.is_file()), None)
+
+
+def _longer(path: Path) -> Path:
+    return path.with_name(f"{path.name}.zip") if path.name else path
+
+
 def find(path: str | Path) -> Path:
     """The file that `path` names, with or without its ".zip", or the ready-trained checkpoint of that name.
 
@@ -99,11 +108,10 @@ def find(path: str | Path) -> Path:
         CheckpointError: if there is none.
     """
     path = Path(path)
-    longer = path.with_name(f"{path.name}.zip") if path.name else path
-    ready = [MODELS / longer.name] if path.name == str(path) else []
-    for candidate in (path, longer, *ready):
-        if candidate.is_file():
-            return candidate
+    longer = _longer(path)
+    ready = MODELS / longer.name if path.name == str(path) else None
+    if found := existing(path) or (ready and existing(ready)):
+        return found
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint: name the file in it.")
     also = "" if path.suffix == ".zip" else f", nor {longer.name} beside it"

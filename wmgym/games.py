@@ -56,16 +56,10 @@ def doom_options(id: str, frame_skip: int) -> dict[str, Any]:
     return options
 
 
-def as_in_paper(env: gym.Env, id: str, tics: int = 1) -> gym.Env:
-    """The environment `id` with the paper's cropping and actions; any other environment as it is.
-
-    Args:
-        env: made by `gym.make`.
-        id: of it.
-        tics: of Doom, for which it holds each action by itself.
-    """
+def as_in_paper(env: gym.Env, id: str) -> gym.Env:
+    """The environment `id` with the paper's cropping and actions; any other environment as it is."""
     if is_doom(id) and isinstance(env.observation_space, spaces.Dict) and "screen" in env.observation_space.spaces:
-        env = DoomScreen(env, tics)
+        env = DoomScreen(env)
     if id in _SHOWN_ROWS:
         env = TopRows(env, _SHOWN_ROWS[id])
     if id == TAKE_COVER:
@@ -99,17 +93,11 @@ class HeldRace(ActionRepeat):
 
 
 class DoomScreen(gym.Wrapper, RecordConstructorArgs):
-    """Doom's screen alone, uint8 (H, W, 3). On reaching an end, of which ViZDoom has no picture, the last one again.
+    """Doom's screen alone, uint8 (H, W, 3). On reaching an end, of which ViZDoom has no picture, the last one again."""
 
-    Args:
-        env: of ViZDoom.
-        tics: for which it holds each action (`frame_skip`); its time limit counts actions.
-    """
-
-    def __init__(self, env: gym.Env, tics: int = 1) -> None:
-        RecordConstructorArgs.__init__(self, tics=tics)
+    def __init__(self, env: gym.Env) -> None:
+        RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
-        self.tics = tics
         assert isinstance(env.observation_space, spaces.Dict)
         self.observation_space = env.observation_space["screen"]
         self._screen: Picture = np.zeros(self.observation_space.shape or (), np.uint8)

@@ -96,7 +96,7 @@ def make_env(
     repeat = action_repeat or (2 if is_dm_control(env) else 1)
     if repeat > 1 and not is_doom(id):  # which skips frames by itself
         env = HeldRace(env, repeat) if id == CAR_RACING else ActionRepeat(env, repeat)
-    env = as_in_paper(env, id, action_repeat or 1)
+    env = as_in_paper(env, id)
     env = _add_pictures(_unit_actions(env), camera, render_size, fast_render)
     env = _observe(env, observation, size)
     if seed is not None:
@@ -174,7 +174,7 @@ def remake_env(facts: Mapping[str, Any], id: str | None = None) -> gym.Env:
 
 def repeat_of(env: VecEnv) -> int:
     """Simulator steps per decision of environments that `make_env` made; 1 for others."""
-    for wrapper, name in ((ActionRepeat, "repeat"), (DoomScreen, "tics")):
+    for wrapper, name in ((ActionRepeat, "repeat"), (DoomScreen, "frame_skip")):
         if all(env.env_is_wrapped(wrapper, 0)):
             return int(env.get_attr(name, 0)[0])
     return 1

@@ -101,7 +101,7 @@ class SupervisedVecEnv(SubprocVecEnv):
     def step_async(self, actions: np.ndarray) -> None:
         """Send the actions; what is lost is found by `step_wait`."""
         for index, action in enumerate(actions):
-            self._send(index, "step", action)
+            _send(self.remotes[index], "step", action)
         self.waiting = True
 
     def step_wait(self) -> Any:
@@ -117,7 +117,7 @@ class SupervisedVecEnv(SubprocVecEnv):
     def reset(self) -> Any:
         """Begin an episode in all, replacing what is lost."""
         for index in range(self.num_envs):
-            self._send(index, "reset", (self._seeds[index], self._options[index]))
+            _send(self.remotes[index], "reset", (self._seeds[index], self._options[index]))
         deadline = time.monotonic() + self.timeout
         results = [self._begun(index, deadline) for index in range(self.num_envs)]
         observations, reset_infos = zip(*results)
@@ -161,7 +161,7 @@ class SupervisedVecEnv(SubprocVecEnv):
             self._replaced[index] += 1
             _end(self.remotes[index], self.processes[index])
             self._start(index)
-            self._send(index, "reset", (self._next_seed(index), {}))
+            _send(self.remotes[index], "reset", (self._next_seed(index), {}))
             try:
                 return self._received(index, time.monotonic() + _START_TIMEOUT)
             except LOST as error:
@@ -177,12 +177,6 @@ class SupervisedVecEnv(SubprocVecEnv):
         self.processes[index] = self._context.Process(target=_worker, args=arguments, daemon=True)
         self.processes[index].start()
         work_remote.close()
-
-    def _send(self, index: int, command: str, data: Any) -> None:
-        try:
-            self.remotes[index].send((command, data))
-        except OSError:  # the process is gone: receiving will say so
-            return
 
     def _received(self, index: int, deadline: float) -> Any:
         remote, process = self.remotes[index], self.processes[index]
@@ -211,11 +205,15 @@ class SupervisedVecEnv(SubprocVecEnv):
         return int(np.random.SeedSequence([first, self._replaced[index]]).generate_state(1)[0])
 
 
+def _send(remote: Any, command: str, data: Any) -> None:
+    with suppress(OSError):  # its process is gone: receiving, or joining, will say so
+        remote.send((command, data))
+
+
 def _close_all(remotes: Sequence[Any], processes: Sequence[Any], grace: float) -> None:
     """Close the environments, and end the processes that have not done it after `grace` seconds each."""
     for remote in remotes:
-        with suppress(OSError):  # its process is gone
-            remote.send(("close", None))
+        _send(remote, "close", None)
     for remote, process in zip(remotes, processes, strict=True):
         process.join(grace)
         _end(remote, process)

@@ -91,19 +91,8 @@ class Benchmark:
         named = {"--algo": run.algo, "--preset": run.preset, "--env": run.env_id, "--seed": run.seed}
         named |= {"--env-steps": self.suite.env_steps, "--results": self.results, "--log-folder": self.log_folder}
         pairs = [str(part) for pair in named.items() for part in pair]
-        anew = ["--anew"] if self._is_shorter(run) else []
-        return [
-            sys.executable,
-            "-m",
-            "agents.zoo",
-            "--traceback",
-            "train",
-            *pairs,
-            "--verbose",
-            "0",
-            *anew,
-            *self.options,
-        ]
+        switches = ["--verbose", "0", *(["--anew"] if self._is_shorter(run) else []), *self.options]
+        return [sys.executable, "-m", "agents.zoo", "--traceback", "train", *pairs, *switches]
 
     def _is_shorter(self, run: Run) -> bool:
         """Whether a run was completed that is shorter than the suite's."""

@@ -38,13 +38,7 @@ from agents import Dreamer
 from agents.evaluation import evaluate_dream, evaluate_elsewhere, evaluate_real
 from agents.zoo.agent_files import agent_class
 from agents.zoo.hyperparams import overrides
-from agents.zoo.results import (
-    describe_commit,
-    describe_origin,
-    refuse_other_settings,
-    result_path,
-    without_folders,
-)
+from agents.zoo.results import describe_commit, describe_origin, refuse_other_settings, result_path, without_folders
 from wmgym.allocator import keep_freed_memory
 from wmgym.dream import DreamModel, DreamVecEnv, JoinedVecEnv, load_model
 from wmgym.files import atomic_writer, find
@@ -303,9 +297,10 @@ def train(args: argparse.Namespace) -> Path:
     path = result_path(args.results / "dream", args.algo, env_id, args.name, args.seed)
     agent_path = args.folder / path.relative_to(args.results / "dream").with_suffix(".zip")
     before = json.loads(path.read_text()) if path.exists() else None
-    if before and before["complete"] and not agent_path.exists():
-        raise ValueError(f"{path} is of a complete run: give a --name, or other --results.")
-    before = before if agent_path.exists() else None
+    if before and not agent_path.exists():
+        if before["complete"]:
+            raise ValueError(f"{path} is of a complete run: give a --name, or other --results.")
+        before = None  # begun, and nothing saved
     if before:
         _refuse_other_worlds(before, args, path)
         now = {"settings": settings, "eval_episodes": args.eval_episodes}

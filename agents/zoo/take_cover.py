@@ -234,7 +234,7 @@ def main(arguments: list[str] | None = None) -> Path:
     try:
         return run.run()
     finally:
-        if run.agent.env is not None:  # its games' processes outlive a program that forgets them
+        if run.agent.env is not None:
             run.agent.env.close()
 
 
