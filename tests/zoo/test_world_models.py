@@ -16,7 +16,7 @@ from agents.zoo.stage_plots import plot_evolution
 
 FEW = ["vision_updates=2", "vision_batch=4", "memory_updates=2", "batch_size=2", "batch_length=8", "depth=2"]
 FEW += ["hidden=8", "latent=4", "generations=2", "population=4", "rollouts=2", "evaluate_rollouts=2", "dream_horizon=6"]
-FEW += ["iterations=2", "first_decisions=80", "together_updates=2", "together_length=8"]
+FEW += ["iterations=2", "first_decisions=80", "together_updates=2", "together_length=8", "temperature=1.15"]
 
 
 def test_take_cover_writes_its_table_and_pictures(tmp_path: Path) -> None:
