@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 
+import agents
 from agents import WorldModels
 from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.controllers import Controller
 from agents.rollouts import dream_returns, real_returns
-from wmgym import load_model
+from wmgym import DreamVecEnv, load_model
 from wmgym.nets.coders import CoderConfig
 from wmgym.random import ModeNoise, TorchNoise
 from wmgym.real import make_vec
@@ -449,6 +451,44 @@ def test_what_is_loaded_acts_and_dreams_as_what_was_saved(tmp_path: Path) -> Non
     assert [np.shape(leaf) for leaf in state] == [(20, 3), (20, 8), (20, 8), (20, 2)]  # type: ignore[union-attr]
     dream = gym.make("Dream-v0", model=str(path), temperature=1.15)
     assert dream.reset(seed=0)[0] in dream.observation_space
+
+
+IN_DREAMS: dict[str, dict[str, Any]] = {
+    "Dreamer": {
+        "deter": 16, "stoch": 4, "units": 16, "imagine_starts": 8, "horizon": 4, "train_ratio": 8.0,
+        "learning_starts": 20,
+    },
+    "PlaNet": {
+        "deter": 16, "stoch": 4, "units": 16, "candidates": 8, "elites": 2, "iterations": 2, "horizon": 4,
+        "seed_episodes": 2, "updates_per_episode": 2,
+    },
+    "TDMPC2": {
+        "latent": 16, "units": 16, "encoder_units": 16, "candidates": 8, "elites": 2, "iterations": 2, "actor_plans": 2,
+        "learning_starts": 20, "pretrain": 2, "train_freq": 8,
+    },
+    "WorldModels": TINY,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_DREAMS)
+def test_every_agent_trains_in_the_dream_of_v_and_m(name: str, tmp_path: Path) -> None:
+    path = tiny("Pendulum-v1").learn(60).save(tmp_path / "vm")
+    dream = {"model": str(path), "horizon": 10}
+    common = {"batch_size": 4, "batch_length": 8, "seed": 0, "device": "cpu"}
+    agent = getattr(agents, name)("Dream-v0", env_kwargs=dream, **(IN_DREAMS[name] | common))
+    before = {key: value.clone() for key, value in agent.policy.state_dict().items()}
+    assert agent.learn(60).num_timesteps >= 60
+    assert any(not torch.equal(value, before[key]) for key, value in agent.policy.state_dict().items())
+    game = gym.make("Pendulum-v1")
+    assert game.action_space.contains(agent.predict(game.reset(seed=0)[0])[0])
+
+
+def test_stable_baselines3_trains_in_the_dream_of_v_and_m(tmp_path: Path) -> None:
+    path = tiny("Pendulum-v1").learn(60).save(tmp_path / "vm")
+    ppo = PPO("MlpPolicy", DreamVecEnv(4, str(path), horizon=10), n_steps=16, batch_size=16, seed=0, device="cpu")
+    before = {key: value.clone() for key, value in ppo.policy.state_dict().items()}
+    ppo.learn(64)
+    assert any(not torch.equal(value, before[key]) for key, value in ppo.policy.state_dict().items())
 
 
 def test_v_learns_from_m_only_while_both_learn_together() -> None:
