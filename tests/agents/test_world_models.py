@@ -470,25 +470,31 @@ IN_DREAMS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def v_and_m(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file of V and M that have seen Pendulum-v1."""
+    return str(tiny("Pendulum-v1").learn(60).save(tmp_path_factory.mktemp("dreams") / "vm"))
+
+
+def assert_learns(agent: Any, decisions: int) -> None:
+    before = {key: value.clone() for key, value in agent.policy.state_dict().items()}
+    assert agent.learn(decisions).num_timesteps >= decisions
+    assert any(not torch.equal(value, before[key]) for key, value in agent.policy.state_dict().items())
+
+
 @pytest.mark.parametrize("name", IN_DREAMS)
-def test_every_agent_trains_in_the_dream_of_v_and_m(name: str, tmp_path: Path) -> None:
-    path = tiny("Pendulum-v1").learn(60).save(tmp_path / "vm")
-    dream = {"model": str(path), "horizon": 10}
+def test_every_agent_trains_in_the_dream_of_v_and_m(name: str, v_and_m: str) -> None:
+    dream = {"model": v_and_m, "horizon": 10}
     common = {"batch_size": 4, "batch_length": 8, "seed": 0, "device": "cpu"}
     agent = getattr(agents, name)("Dream-v0", env_kwargs=dream, **(IN_DREAMS[name] | common))
-    before = {key: value.clone() for key, value in agent.policy.state_dict().items()}
-    assert agent.learn(60).num_timesteps >= 60
-    assert any(not torch.equal(value, before[key]) for key, value in agent.policy.state_dict().items())
+    assert_learns(agent, 60)
     game = gym.make("Pendulum-v1")
     assert game.action_space.contains(agent.predict(game.reset(seed=0)[0])[0])
 
 
-def test_stable_baselines3_trains_in_the_dream_of_v_and_m(tmp_path: Path) -> None:
-    path = tiny("Pendulum-v1").learn(60).save(tmp_path / "vm")
-    ppo = PPO("MlpPolicy", DreamVecEnv(4, str(path), horizon=10), n_steps=16, batch_size=16, seed=0, device="cpu")
-    before = {key: value.clone() for key, value in ppo.policy.state_dict().items()}
-    ppo.learn(64)
-    assert any(not torch.equal(value, before[key]) for key, value in ppo.policy.state_dict().items())
+def test_stable_baselines3_trains_in_the_dream_of_v_and_m(v_and_m: str) -> None:
+    dreams = DreamVecEnv(4, v_and_m, horizon=10)
+    assert_learns(PPO("MlpPolicy", dreams, n_steps=16, batch_size=16, seed=0, device="cpu"), 64)
 
 
 def test_v_learns_from_m_only_while_both_learn_together() -> None:
