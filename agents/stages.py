@@ -79,6 +79,10 @@ class StagedAgent(WorldModelAgent):
     def _finish_stage(self) -> None:
         """Let go of what only the stage that has just ended needed."""
 
+    @abstractmethod
+    def _close_real(self) -> None:
+        """Close the environments of C's evolution, if they are open; the next generation opens them again."""
+
     # -- the procedure ----------------------------------------------------------------------------------------
 
     def _loop(
@@ -92,8 +96,11 @@ class StagedAgent(WorldModelAgent):
             with self._anew_after_error():
                 if not self._collect(callback, total_timesteps, log_interval, interrupt):
                     return
-            if not self._fit(callback, interrupt, log_interval):
-                return
+            try:
+                if not self._fit(callback, interrupt, log_interval):
+                    return
+            finally:
+                self._close_real()
 
     def _earn_updates(self) -> None:
         """Nothing: updates come in stages of their own."""
@@ -201,6 +208,12 @@ class StagedAgent(WorldModelAgent):
         self.logger.dump(step=self.num_timesteps + self._n_updates)
 
     # -- collecting -------------------------------------------------------------------------------------------
+
+    def _begin_episodes(self) -> None:
+        if self._stage == STAGES[0]:
+            super()._begin_episodes()
+        else:  # C's evolution may use these environments: whoever collects next resets them
+            self._last_obs = None
 
     @torch.no_grad()
     def _decide(self) -> Tensor:

@@ -214,10 +214,8 @@ class WorldModels(VisionMemoryAgent):
         least |= {"components": 1, "together_updates": 0, "together_length": 2, "layers": 0}
         least |= {"vision_updates": 0, "memory_updates": 0, "generations": 0, "population": 2, "evaluate_rollouts": 1}
         check_whole(self, least | ({} if self.first_decisions is None else {"first_decisions": 1}))
-        check_range(
-            self,
-            ("temperature", "exploration_noise", "wander", "sigma", "later_updates", "rarity", "memory_weight_decay"),
-        )
+        check_range(self, ("temperature", "exploration_noise", "wander", "sigma"))
+        check_range(self, ("later_updates", "rarity", "memory_weight_decay"))
 
     # -- networks ---------------------------------------------------------------------------------------------
 
@@ -323,7 +321,7 @@ class WorldModels(VisionMemoryAgent):
 
     def dream(self, episodes: int) -> np.ndarray:
         """Returns `(episodes,)` of C in dreams like those it evolves in, others than it saw there."""
-        weights = self.policy.actor.weights[None].cpu().numpy()
+        weights = self.policy.actor.weights[None]
         return self._judge_in_dream(weights, episodes, stream=2 * self.generations + 2)[0].cpu().numpy()
 
     def _open_evolution(self) -> Evolution:
@@ -345,17 +343,18 @@ class WorldModels(VisionMemoryAgent):
 
     def _judge(self, candidates: np.ndarray, rollouts: int, stream: int) -> Tensor:
         """Returns `(P, R)` of candidates `(P, N)` where C is trained."""
-        if self.train_in == "dream":
-            return self._judge_in_dream(candidates, rollouts, stream)
-        self.policy.set_training_mode(False)
         weights = torch.as_tensor(candidates, dtype=torch.float32, device=self.device)
-        returns, steps = real_returns(self._open_real(), self.policy, weights, rollouts)
+        if self.train_in == "dream":
+            return self._judge_in_dream(weights, rollouts, stream)
+        self.policy.set_training_mode(False)
+        env = self._open_real()
+        env.seed(self._seed_of(2 + stream) % 2**31)  # so that a run that goes on plays what it would have played
+        returns, steps = real_returns(env, self.policy, weights, rollouts)
         self.evolution_steps += steps
         return returns
 
-    def _judge_in_dream(self, candidates: np.ndarray, rollouts: int, stream: int) -> Tensor:
+    def _judge_in_dream(self, weights: Tensor, rollouts: int, stream: int) -> Tensor:
         self.policy.set_training_mode(False)
-        weights = torch.as_tensor(candidates, dtype=torch.float32, device=self.device)
         generator = torch.Generator(self.device).manual_seed(self._seed_of(2 + stream))
         return dream_returns(
             self.world,
@@ -387,13 +386,14 @@ class WorldModels(VisionMemoryAgent):
             self._last_obs = None  # whoever collects next must begin new episodes
             return self.env
         if self._real is None:
-            own = {"n_envs": self.real_envs, "subprocess": True, "seed": self._seed_of(1) % 2**31}
-            self._real = make_vec(**{**self.env_settings, **own})
+            self._real = make_vec(**{**self.env_settings, "n_envs": self.real_envs, "subprocess": True})
         return self._real
 
     def _finish_stage(self) -> None:
         self._codes = self._codes_state = self._evolution = self._first_weights = self._dream_starts = None
         self._told = []
+
+    def _close_real(self) -> None:
         if self._real is not None:
             self._real.close()
             self._real = None

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from agents.zoo.hyperparams import read_preset
 from agents.zoo.published import Published, methods, published_mean
 from agents.zoo.suites import Suite
 
@@ -26,6 +27,7 @@ class Group(NamedTuple):
     env_id: str
     algo: str
     preset: str
+    """And what a run was told to do otherwise, as in "default with temperature=1.15"."""
 
     @property
     def agent(self) -> str:
@@ -46,8 +48,17 @@ def group(results: Iterable[Result]) -> dict[Group, list[Result]]:
     groups: dict[Group, list[Result]] = defaultdict(list)
     for run in results:
         if "error" not in run and run["env_steps"]:
-            groups[Group(run["env_id"], run["algo"], run["preset"])].append(run)
+            groups[Group(run["env_id"], run["algo"], _preset(run))].append(run)
     return dict(sorted(groups.items()))
+
+
+def _preset(run: Result) -> str:
+    """Name of a run's preset, with what it overrode there, except for what the preset says too by now."""
+    if not run.get("overrides"):
+        return str(run["preset"])
+    now = read_preset(run["algo"], run["env_id"], run["preset"])
+    pairs = [f"{name}={value}" for name, value in run["overrides"].items() if now.get(name) != value]
+    return f"{run['preset']} with {', '.join(pairs)}" if pairs else str(run["preset"])
 
 
 def at_step(run: Result, step: int) -> float | None:

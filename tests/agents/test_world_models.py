@@ -413,12 +413,20 @@ def test_names_that_do_not_exist_are_refused(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "at"), [("_vision_step", 4), ("_together_step", 2), ("_memory_step", 3), ("_controller_step", 4)]
+    ("stage", "at", "changes"),
+    [
+        ("_vision_step", 4, {}),
+        ("_together_step", 2, {}),
+        ("_memory_step", 3, {}),
+        ("_controller_step", 4, {}),
+        ("_controller_step", 2, {"train_in": "real", "real_envs": 0}),
+        ("_controller_step", 2, {"train_in": "real", "real_envs": 1}),
+    ],
 )
 def test_what_is_interrupted_goes_on_within_its_stage(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str, at: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str, at: int, changes: dict[str, Any]
 ) -> None:
-    changes = {"iterations": 2, "together_updates": 3, "vision_decay": 0.9}
+    changes = {"iterations": 2, "together_updates": 3, "vision_decay": 0.9, **changes}
     unbroken = tiny("CartPole-v1", **changes).learn(120)
     original, calls = getattr(WorldModels, stage), [0]
 
@@ -429,8 +437,10 @@ def test_what_is_interrupted_goes_on_within_its_stage(
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(WorldModels, stage, interrupted)
+    broken = tiny("CartPole-v1", **changes, interrupt_folder=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        tiny("CartPole-v1", **changes, interrupt_folder=tmp_path).learn(120)
+        broken.learn(120)
+    assert broken._real is None  # its processes have ended
     saved = WorldModels.load(next(tmp_path.glob("worldmodels-CartPole-v1-seed*-interrupted.zip")), device="cpu")
     assert saved._stage_step == at
     monkeypatch.undo()

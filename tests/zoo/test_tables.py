@@ -12,6 +12,7 @@ from PIL import Image
 
 from agents.zoo.benchmark import write_tables
 from agents.zoo.dream_tables import dream_overview, dream_section, read_dream_rows, read_dreams
+from agents.zoo.hyperparams import read_preset
 from agents.zoo.plot import interquartile_mean, plot_curves, plot_suite, scores_of
 from agents.zoo.published import Published, methods, published_mean, read_published
 from agents.zoo.suites import Suite, read_suites
@@ -50,6 +51,18 @@ PARTLY = [
 ]
 
 
+def test_runs_that_override_a_preset_are_not_counted_as_its_seeds() -> None:
+    preset = {"algo": "world_models", "preset": "default", "last": 1.0}
+    changed, same = {"population": 7, "rollouts": 9}, read_preset("world_models", "A-v0")
+    runs = [
+        run("A-v0", 0, **preset),
+        run("A-v0", 1, **preset, overrides={"n_timesteps": same["n_timesteps"]}),  # what the preset says too by now
+        run("A-v0", 2, **preset, overrides={**changed, "n_timesteps": same["n_timesteps"]}),
+    ]
+    found = {key.preset: [one["seed"] for one in seeds] for key, seeds in group(runs).items()}
+    assert found == {"default": [0, 1], "default with population=7, rollouts=9": [2]}
+
+
 # -- what is committed ----------------------------------------------------------------------------------------
 
 
@@ -69,8 +82,9 @@ def test_every_result_file_has_the_form_that_tables_read(path: Path) -> None:
     result = json.loads(path.read_text())
     assert path.parts[-3:-1] == (result["algo"], result["env_id"].replace("/", "-"))
     name = f"{result['preset']}-seed{result['seed']}"
-    # A failed run stays, under a longer name, where a later one has taken its own.
-    assert path.stem == name or (path.stem.startswith(f"{name}-") and "error" in result)
+    # Under longer names: failed runs whose own a later one has taken, and those that overrode the preset.
+    own = path.stem.startswith(f"{name}-") and ("error" in result or result["overrides"])
+    assert path.stem == name or own
     assert len(result["env_steps"]) == len(result["return_mean"]) == len(result["return_std"])
     assert result["env_steps"] == sorted(set(result["env_steps"]))
     assert result["complete"] != ("error" in result)
