@@ -248,7 +248,7 @@ def test_means_outside_the_range_are_clamped_not_wrapped(monkeypatch: pytest.Mon
     decoder = Decoder(8, {"observation": picture()}, DREAMER)
     assert decoder.pictures is not None
     monkeypatch.setattr(
-        decoder.pictures, "forward", lambda x: x.new_tensor([-0.7, 0.7])[:, None, None, None].expand(2, 64, 64, 3)
+        decoder.pictures, "forward", lambda x: x.new_tensor([-0.7, 0.7])[:, None, None, None].repeat(1, 64, 64, 3)
     )
     drawn = decoder.observation(torch.zeros(2, 8))["observation"]
     assert (drawn[0] == 0).all()

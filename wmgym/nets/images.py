@@ -282,9 +282,11 @@ class _UpConv(nn.Module):
 
 
 def to_bytes(mean: Tensor, offset: float) -> Tensor:
-    """Mean pictures in the range [offset, offset + 1], float32 or bfloat16, as uint8 in the same layout."""
-    mean = mean.float()
-    return torch.mul(mean - offset if offset else mean, 255.0).round_().clamp_(0, 255).to(torch.uint8)
+    """Mean pictures in the range [offset, offset + 1], float32 or bfloat16, as uint8 in the same layout.
+
+    They are computed in place: `mean` is overwritten.
+    """
+    return mean.float().sub_(offset).mul_(255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def picture_error(mean: Tensor, pictures: Tensor, offset: float, weights: Tensor | None = None) -> Tensor:

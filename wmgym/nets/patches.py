@@ -68,7 +68,6 @@ class PatchImageDecoder(ImageDecoder):
             linear(widths[i + 1], side * side * widths[i], style.init) for i, side in reversed([*enumerate(_SIDES)])
         )
         self.finish = nn.ModuleList(_finish(width, style) for width in reversed(channels[:-1]))
-        self.finish.append(nn.Sigmoid())
         self.fast = style.bfloat16
 
     def forward(self, features: Tensor) -> Tensor:
@@ -85,7 +84,7 @@ class PatchImageDecoder(ImageDecoder):
         x = _run(self.dense, features, fast).unflatten(1, (*self.grid, -1))
         for side, spread, finish in zip(_SIDES[:0:-1], self.spread, self.finish):
             x = _run(finish, split_places(_run(spread, x, fast), side), fast)
-        return _run(self.finish[-1], _run(self.spread[-1], x, fast), fast)
+        return _run(self.spread[-1], x, fast).sigmoid_()
 
 
 def join_places(x: Tensor, side: int) -> Tensor:
