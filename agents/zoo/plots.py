@@ -41,7 +41,7 @@ def plot_learning_curve(
         axes.axhline(level, color=f"C{index}", linestyle="--", label=name)
     axes.set(title=title, xlabel="environment steps", ylabel="return")
     axes.set_ylim(bottom=min(0.0, *returns, *(levels or {}).values(), 0.0))
-    axes.legend(loc="best", frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     return path
