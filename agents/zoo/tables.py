@@ -56,7 +56,10 @@ def _preset(run: Result) -> str:
     """Name of a run's preset, with what it overrode there, except for what the preset says too by now."""
     if not run.get("overrides"):
         return str(run["preset"])
-    now = read_preset(run["algo"], run["env_id"], run["preset"])
+    try:
+        now = read_preset(run["algo"], run["env_id"], run["preset"])
+    except KeyError:  # of a file of the user's own, or given up since
+        now = {}
     pairs = [f"{name}={value}" for name, value in run["overrides"].items() if now.get(name) != value]
     return f"{run['preset']} with {', '.join(pairs)}" if pairs else str(run["preset"])
 

@@ -58,9 +58,14 @@ def test_runs_that_override_a_preset_are_not_counted_as_its_seeds() -> None:
         run("A-v0", 0, **preset),
         run("A-v0", 1, **preset, overrides={"n_timesteps": same["n_timesteps"]}),  # what the preset says too by now
         run("A-v0", 2, **preset, overrides={**changed, "n_timesteps": same["n_timesteps"]}),
+        run("A-v0", 3, **preset | {"preset": "of one's own"}, overrides={"population": 7}),
     ]
     found = {key.preset: [one["seed"] for one in seeds] for key, seeds in group(runs).items()}
-    assert found == {"default": [0, 1], "default with population=7, rollouts=9": [2]}
+    assert found == {
+        "default": [0, 1],
+        "default with population=7, rollouts=9": [2],
+        "of one's own with population=7": [3],
+    }
 
 
 # -- what is committed ----------------------------------------------------------------------------------------
