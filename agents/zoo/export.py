@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from agents.zoo.enjoy import dream_env, real_env
+from agents.zoo.hyperparams import in_words
 from agents.zoo.loading import load_trained
 from agents.zoo.playing import play
 from agents.zoo.report import Returns
@@ -71,7 +72,7 @@ def card(name: str, result: dict[str, Any], size: int, real: Returns, dream: Ret
     """
     steps = result["env_steps"][-1]
     facts = {
-        "algorithm": f"{result['algo']}, preset {result['preset']}" + _overridden(result),
+        "algorithm": f"{result['algo']}, preset {result['preset']}" + in_words(result.get("overrides", {})),
         "environment": f"`{result['env_id']}`, {result['observation']}, action repeat {result['action_repeat']}",
         "data": f"{steps:,} simulator steps, collected by itself; seed {result['seed']}; {result['updates']:,} updates",
         "trained again by": f"`{_command(result)}`",
@@ -99,11 +100,6 @@ def card(name: str, result: dict[str, Any], size: int, real: Returns, dream: Ret
             _answers(trust) if trust else f"Not measured yet: `python -m agents.zoo.trust {name}`.",
         ]
     ) + "\n"  # fmt: skip
-
-
-def _overridden(result: dict[str, Any]) -> str:
-    pairs = ", ".join(f"{name}={value}" for name, value in result.get("overrides", {}).items())
-    return f" with {pairs}" if pairs else ""
 
 
 def _command(result: dict[str, Any]) -> str:

@@ -97,3 +97,14 @@ def overrides(pairs: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             values[name] = text
     return values
+
+
+def in_words(changed: Mapping[str, Any]) -> str:
+    """What overrides a preset, to stand behind its name; nothing where nothing does.
+
+    Example:
+        >>> in_words({"horizon": 10, "observation": "pixels"})
+        ' with horizon=10, observation=pixels'
+    """
+    pairs = ", ".join(f"{name}={value}" for name, value in changed.items())
+    return f" with {pairs}" if pairs else ""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from agents.zoo.hyperparams import read_preset
+from agents.zoo.hyperparams import in_words, read_preset
 from agents.zoo.published import Published, methods, published_mean
 from agents.zoo.suites import Suite
 
@@ -60,8 +60,7 @@ def _preset(run: Result) -> str:
         now = read_preset(run["algo"], run["env_id"], run["preset"])
     except KeyError:  # of a file of the user's own, or given up since
         now = {}
-    pairs = [f"{name}={value}" for name, value in run["overrides"].items() if now.get(name) != value]
-    return f"{run['preset']} with {', '.join(pairs)}" if pairs else str(run["preset"])
+    return run["preset"] + in_words({name: value for name, value in run["overrides"].items() if now.get(name) != value})
 
 
 def at_step(run: Result, step: int) -> float | None:

@@ -87,9 +87,9 @@ def test_every_result_file_has_the_form_that_tables_read(path: Path) -> None:
     result = json.loads(path.read_text())
     assert path.parts[-3:-1] == (result["algo"], result["env_id"].replace("/", "-"))
     name = f"{result['preset']}-seed{result['seed']}"
-    # Under longer names: failed runs whose own a later one has taken, and those that overrode the preset.
-    own = path.stem.startswith(f"{name}-") and ("error" in result or result["overrides"])
-    assert path.stem == name or own
+    # Under longer names: failed runs whose own a later one has taken, and those that say what they overrode.
+    overrode = "-".join([name, *(f"{key}_{value}" for key, value in result.get("overrides", {}).items())])
+    assert path.stem in (name, overrode) or (path.stem.startswith(f"{name}-") and "error" in result)
     assert len(result["env_steps"]) == len(result["return_mean"]) == len(result["return_std"])
     assert result["env_steps"] == sorted(set(result["env_steps"]))
     assert result["complete"] != ("error" in result)
