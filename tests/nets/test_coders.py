@@ -111,15 +111,20 @@ def test_the_dreamer_encoder_is_four_strided_convolutions_of_the_centred_picture
     torch.testing.assert_close(encoder(observed), expected, **close)
 
 
-def test_the_dreamer_decoder_is_four_transposed_convolutions() -> None:
+def test_the_dreamer_decoder_is_four_transposed_convolutions_forwards_and_backwards() -> None:
     decoder = Decoder(8, {"observation": picture()}, DREAMER)
     features = torch.randn(6, 8)
-    weights = [p.detach().double() for p in decoder.parameters()]
+    weights = [p.detach().double().requires_grad_() for p in decoder.parameters()]
     x = functional.linear(features.double(), weights[0], weights[1])[:, :, None, None]
     for i, (weight, bias) in enumerate(zip(weights[2::2], weights[3::2])):
         x = functional.conv_transpose2d(functional.relu(x) if i else x, weight, bias, stride=2)
-    expected = x.permute(0, 2, 3, 1).float()
-    torch.testing.assert_close(decoder(features)["observation"], expected, atol=1e-5, rtol=1e-4)
+    expected = x.permute(0, 2, 3, 1)
+    drawn = decoder(features)["observation"]
+    torch.testing.assert_close(drawn, expected.float(), atol=1e-5, rtol=1e-4)
+    pull = torch.randn_like(drawn)
+    gradients = torch.autograd.grad(drawn, list(decoder.parameters()), pull)
+    for gradient, slow in zip(gradients, torch.autograd.grad(expected, weights, pull.double()), strict=True):
+        torch.testing.assert_close(gradient, slow.float(), atol=1e-2, rtol=1e-3)
 
 
 def _v3_act(x: Tensor, scale: Tensor) -> Tensor:

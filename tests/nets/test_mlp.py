@@ -91,6 +91,14 @@ def test_an_mlp_is_its_layers_one_after_the_other(act: str, norm: str) -> None:
     assert torch.allclose(net(x), hidden @ linears[-1].weight.T + linears[-1].bias, atol=1e-5)
 
 
+@pytest.mark.parametrize("act", ["relu", "elu"])
+def test_activations_that_overwrite_their_input_have_the_same_gradient(act: str) -> None:
+    x = torch.randn(100, requires_grad=True)
+    (fast,) = torch.autograd.grad(activation(act)(1 * x).sum(), x)  # type: ignore[arg-type]
+    (plain,) = torch.autograd.grad(getattr(torch.nn.functional, act)(x).sum(), x)
+    torch.testing.assert_close(fast, plain, atol=1e-6, rtol=1e-5)
+
+
 def test_an_mlp_without_output_ends_after_its_last_activation() -> None:
     net = MLP(3, None, layers=1, units=8, act="relu")
     out = net(torch.randn(20, 3))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -12,9 +14,11 @@ Activation = Literal["relu", "elu", "silu", "mish", "tanh"]
 Norm = Literal["none", "layer", "rms"]
 Init = Literal["torch", "glorot", "v3", "small"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
+# In place where the gradient can be told from the output: no second tensor is written, and ELU's backward pass needs
+# no exponential. What comes before an activation here (products, convolutions, norms) does not need its own output.
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "elu": partial(nn.ELU, inplace=True),
     "silu": nn.SiLU,
     "mish": nn.Mish,
     "tanh": nn.Tanh,
@@ -22,7 +26,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation(name: Activation) -> nn.Module:
-    """The activation by name.
+    """The activation by name; it may overwrite its input.
 
     Raises:
         ValueError: if there is none of that name.
