@@ -155,6 +155,11 @@ def _real_environment(model: DreamModel, env: gym.Env | str | None, seen: spaces
     """The real environment with a Monitor, as an agent of the observation space `seen` knows it."""
     if not isinstance(env, gym.Env):
         env = remake_env(model.env, env)
+    if env.action_space != model.world.action_space:
+        raise SpaceError(
+            f"The environment's action space is {env.action_space}, but the world's is {model.world.action_space}: "
+            "give the environment that the world is of, env=..."
+        )
     env = Monitor(env)
     if _same(seen, env.observation_space):
         return env

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from wmgym import dataset
 from wmgym.checkpoint import CheckpointError
 from wmgym.dataset import load_dataset, record
+from wmgym.real import remake_env
 from wmgym.replay import SequenceReplay
 
 
@@ -184,6 +185,37 @@ def test_several_are_one(tmp_path: Path) -> None:
     (joined,) = whole.replay.steps(0, 1000)
     for name in ("reward", "action", "is_first", "is_terminal"):
         np.testing.assert_array_equal(joined[name], np.concatenate([next(part.steps(0, 1000))[name] for part in parts]))
+
+
+def test_an_episode_whose_beginning_is_lost_does_not_begin_dreams(tmp_path: Path) -> None:
+    """A replay that has run over holds the rest of an episode; joined to others, that is left out."""
+    lived = load_dataset(record(Walk(), lambda _: np.zeros(1, np.float32), 12, tmp_path / "walk")).replay
+    small = SequenceReplay(10, lived.observation_space, lived.action_space)
+    (steps,) = lived.steps(0, 100)
+    for t in range(len(steps["reward"])):
+        seen = {key: value[t][None] for key, value in steps["observation"].items()}
+        small.add(seen, **{key: steps[key][t][None] for key in steps if key != "observation"})
+    both = load_dataset([small, small]).replay
+    assert (len(small), len(both)) == (10, 14)  # two episodes of 7: of the first three are left
+    first = small.first_steps(10)["observation"]
+    np.testing.assert_array_equal(both.first_steps(10)["observation"], np.concatenate([first, first]))
+
+
+def test_of_an_environment_that_was_given_no_other_is_made(tmp_path: Path) -> None:
+    env = gym.make("Pendulum-v1")  # whose actions are torques; make_env's are not
+    facts = load_dataset(record(env, None, 5, tmp_path / "pendulum")).env
+    assert (facts["id"], facts["episode_limit"]) == ("Pendulum-v1", 200)
+    with pytest.raises(ValueError, match=r"could not keep the environment's wrappers.*give it, env="):
+        remake_env(facts)
+
+
+def test_a_folder_holds_episodes_of_one_environment(tmp_path: Path) -> None:
+    folder = record("CartPole-v1", None, 5, tmp_path / "cart", action_repeat=2)
+    record("CartPole-v1", None, 5, folder, action_repeat=2)
+    index = (folder / "dataset.json").read_bytes()
+    with pytest.raises(ValueError, match=r"holds episodes of the environment .*'action_repeat': 2.* not .*: 4}"):
+        record("CartPole-v1", None, 5, folder, action_repeat=4)
+    assert (folder / "dataset.json").read_bytes() == index
 
 
 def test_minari(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ where `action[0]` and `reward[0]` say nothing. This is the alignment of `wmgym.w
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,16 @@ from gymnasium import spaces
 
 from wmgym.checkpoint import space_from_json, space_to_json
 from wmgym.dream.convert import ActionConverter
-from wmgym.facts import LIMIT, episode_limit, facts_from_json, facts_to_json, in_decisions, with_limit
+from wmgym.facts import (
+    LIMIT,
+    LOST,
+    episode_limit,
+    facts_from_json,
+    facts_to_json,
+    in_decisions,
+    make_arguments,
+    with_limit,
+)
 from wmgym.files import DAMAGE, NONSENSE, CheckpointError, atomic_writer, existing
 from wmgym.replay import SequenceReplay
 from wmgym.replay_files import read_json, write_json
@@ -98,7 +108,8 @@ def record(
     """Let a policy act, and write every episode to a folder.
 
     Args:
-        env: an environment, or an id for `wmgym.make_env`.
+        env: an environment, or an id for `wmgym.make_env`. Of an environment the data set keeps the id, but not its
+            wrappers: what judges an agent in reality then asks for it again (`env=...`).
         policy: something with `predict`, a function of the observation, or None for random actions.
         steps: decisions; the last episode is cut there.
         folder: where to; episodes that it holds already stay, and the numbers of new ones follow theirs.
@@ -110,7 +121,8 @@ def record(
         The folder.
 
     Raises:
-        ValueError: for fewer than 1 step, arguments that an environment does not take, or another environment's folder.
+        ValueError: for fewer than 1 step, arguments that an environment does not take, or the folder of another
+            environment, or of one that was made otherwise.
 
     Example:
         >>> import tempfile
@@ -168,7 +180,8 @@ def _environment(env: gym.Env | str, env_kwargs: dict[str, Any]) -> tuple[gym.En
         return made, facts_to_json({"id": env, **env_kwargs}, _time_limit(made))
     if env_kwargs:
         raise ValueError(f"{sorted(env_kwargs)} are for environments named by an id; this one is made already.")
-    return env, facts_to_json({"id": env.spec.id} if env.spec else {}, _time_limit(env))
+    known = {"id": env.spec.id, LOST: ["wrappers"]} if env.spec else {}
+    return env, with_limit(known, _time_limit(env))
 
 
 def _time_limit(env: gym.Env) -> int | None:
@@ -185,6 +198,9 @@ def _write_index(folder: Path, env: gym.Env, facts: dict[str, Any]) -> None:
         for name, space in named.items():
             if held.get(name) != space:
                 raise ValueError(f"{folder} holds episodes of another {name}: choose another folder.")
+        before, now = make_arguments(facts_from_json(held.get("env"), folder / INDEX)), make_arguments(facts)
+        if before != json.loads(json.dumps(now)):
+            raise ValueError(f"{folder} holds episodes of the environment {before}, not {now}: choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / INDEX, {"format": FORMAT, **named, "env": facts})
 
@@ -273,7 +289,8 @@ def _join(parts: list[Dataset]) -> Dataset:
     joined = SequenceReplay(sum(len(part.replay) for part in parts), first.observation_space, first.action_space)
     for replay, env in [(part.replay, env) for part in parts for env in range(part.replay.n_envs)]:
         joined.mark_cut()
-        for steps in replay.steps(env, _STEPS_AT_ONCE):
+        # An episode whose beginning is lost is left out: its first step would be taken for one.
+        for steps in replay.steps(env, _STEPS_AT_ONCE, begun=True):
             for t in range(len(steps["reward"])):
                 observation = {key: value[t][None] for key, value in steps["observation"].items()}
                 joined.add(observation, **{key: steps[key][t][None] for key in steps if key != "observation"})

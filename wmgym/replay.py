@@ -243,9 +243,11 @@ class SequenceReplay:
                 arrays = self._storage.gather(np.array(stream), np.arange(start, stop))
                 yield Episode(env=stream, **grouped(arrays))
 
-    def steps(self, env: int, size: int) -> Iterator[dict[str, Any]]:
-        """All steps held of the stream `env` in order of time, `size` at once, by the names of `add`."""
+    def steps(self, env: int, size: int, begun: bool = False) -> Iterator[dict[str, Any]]:
+        """Steps of a stream, `size` at once, by the names of `add`: all, or, `begun`, from the first `is_first` on."""
         held = np.arange(*self._streams.ranges[env])
+        if begun and len(held):
+            held = held[self._storage.arrays["is_first"][env, held % self._storage.rows].argmax() :]
         for start in range(0, len(held), size):
             yield grouped(self._storage.gather(np.array(env), held[start : start + size]))
 

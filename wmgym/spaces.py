@@ -6,6 +6,7 @@ and losses have one case instead of two.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,22 @@ def _check_box(key: str, box: spaces.Space) -> None:
         )
     if len(box.shape) == 1 and box.shape[0] == 0:
         raise SpaceError(f"Observation {key!r} is empty (shape {box.shape}): remove it from the Dict.")
+
+
+def unseeded(space: spaces.Space) -> spaces.Space:
+    """A copy that draws samples of its own: `space` may be another environment's, or a world's.
+
+    Example:
+        >>> shared = spaces.Discrete(1000, seed=0)
+        >>> mine = unseeded(shared)
+        >>> mine == shared, mine.seed(0) == shared.seed(0), mine.sample() == shared.sample()
+        (True, True, True)
+    """
+    copy = deepcopy(space)
+    inner = copy.spaces if isinstance(copy, spaces.Dict | spaces.Tuple) else ()
+    for part in (copy, *(inner.values() if isinstance(inner, dict) else inner)):
+        part._np_random = None
+    return copy
 
 
 def as_dict(observation: Any) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def compare(
     Returns:
         By name, and for persistence ("nothing changes"): the median error of `observation` (in deviations) and of
         `reward` at each step `(H,)`, and of the worlds the median `trust_horizon`: steps until the error of the
-        observation exceeds that of persistence, `horizon` where half of the windows never do.
+        observation exceeds that of persistence, the longest window's where half of the windows never do.
     """
     chosen, times = choose_starts(episodes, _AS_IN_REPORTS.windows, _AS_IN_REPORTS.context, horizon)
     scale = measure_scale(next(iter(worlds.values())), episodes)  # of their spaces, which are one
@@ -61,7 +61,7 @@ def compare(
         windows = cut_windows(world, episodes, chosen, times, horizon, seed)
         errors, still = dream_errors(world, windows, scale, seed), persistence_errors(windows, scale)
         lasted = trust_horizons(errors.observation, still.observation)
-        found[name] = {**_medians(errors), "trust_horizon": survival_quantile(lasted, 0.5, horizon)}
+        found[name] = {**_medians(errors), "trust_horizon": survival_quantile(lasted, 0.5)}
     found[PERSISTENCE] = _medians(still)  # which world the windows were cut for makes no difference to it
     return found
 
@@ -72,7 +72,7 @@ def _medians(errors: Errors) -> dict[str, list[float]]:
 
 def table(found: Mapping[str, Any]) -> str:
     """Median errors at some steps, as Markdown."""
-    longest = len(found[PERSISTENCE]["observation"])
+    longest = int(np.isfinite(found[PERSISTENCE]["observation"]).sum())  # errors are NaN where no window lasts
     marks = [mark for mark in _AS_IN_REPORTS.marks if mark <= longest]
     header = ["world", *(f"{part}, {mark}" for part in _PARTS for mark in marks), "trust horizon"]
     rows = []

@@ -128,6 +128,11 @@ def test_an_agent_that_normalises_is_shown_normalised_observations() -> None:
 def test_what_cannot_be_evaluated() -> None:
     with pytest.raises(ValueError, match=r"does not tell how its real environment was made: give it, env="):
         evaluate_real(Always(BOX, 0), world_of())
+    pendulum = as_model(
+        RSSM(spaces.Box(-8, 8, (3,), np.float32), spaces.Box(-1, 1, (1,), np.float32)), None, env={"id": "Pendulum-v1"}
+    )
+    with pytest.raises(SpaceError, match=r"action space is Box\(-2.0, 2.0, .* but the world's is Box\(-1.0, 1.0"):
+        evaluate_real(Always(BOX, 0), pendulum, env=gym.make("Pendulum-v1"))
     with pytest.raises(SpaceError, match=r"The agent sees .* which cannot be made of"):
         evaluate_real(Always(spaces.Box(-1, 1, (7,)), 0), world_of(), env=Sum())
 

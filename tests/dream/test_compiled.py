@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from functools import partial
 from typing import Any
@@ -74,6 +75,17 @@ def test_compiled_dreams_equal_plain_ones(
 
 
 @pytest.mark.slow
+def test_compiled_dreams_can_be_pickled() -> None:
+    dreams = DreamVectorEnv(2, model("gaussian"), observation="latent", compiled=True)
+    dreams._stepper._compiled = tuple(
+        steps.Compiled(part._plain, backend="eager") for part in dreams._stepper._compiled or ()
+    )  # type: ignore[assignment]
+    dreams.reset(seed=0)
+    copy = pickle.loads(pickle.dumps(dreams))
+    action = np.zeros((2, 2), np.float32)
+    np.testing.assert_array_equal(copy.step(action)[0], dreams.step(action)[0])
+
+
 def test_inductor_dreams_the_same() -> None:
     made = model("categorical")
     assert_same(dream(made), dream(made, compiled=True))

@@ -91,6 +91,20 @@ def test_gymnasiums_time_limit_may_shorten_a_dream() -> None:
     assert [env.step(np.zeros(2, np.float32))[3] for _ in range(3)] == [False, False, True]
 
 
+def test_every_dream_draws_actions_of_its_own() -> None:
+    model = toy_model()
+    before = model.world.action_space.np_random.bit_generator.state
+    one, other = DreamEnv(model), DreamEnv(model)
+    for env in (one, other):
+        env.action_space.seed(0)
+    draws = [[env.action_space.sample() for _ in range(3)] for env in (one, other)]
+    np.testing.assert_array_equal(*draws)
+    many, more = DreamVectorEnv(2, model), DreamVectorEnv(2, model)
+    assert not np.array_equal(many.action_space.sample(), more.action_space.sample())
+    assert one.action_space == model.world.action_space
+    assert model.world.action_space.np_random.bit_generator.state == before  # nobody's seed has reached it
+
+
 def test_a_handle_is_never_copied() -> None:
     model = toy_model()
     env = gym.make("Dream-v0", model=model)

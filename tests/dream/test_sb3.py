@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecMonitor
 
 from wmgym.dream import DreamEnv, DreamVecEnv
+from wmgym.dream.ends import Caution
 from wmgym.spaces import as_dict
 
 from .toy import BOTH, PICTURE, PUSH, VECTOR, ToyState, toy_model
@@ -118,8 +119,39 @@ def test_attributes_and_methods() -> None:
         with pytest.raises(ValueError, match=f"'{name}' cannot be changed"):
             env.set_attr(name, "any")
     env.reset()
+    assert type(env.env_method("reset", seed=0)[0]) is tuple  # one call's result is nobody's own
     assert [frame.shape for frame in env.env_method("render", indices=[0, 2])] == [PICTURE.shape] * 2
     assert env.env_is_wrapped(Monitor) == [False] * 3
+
+
+@pytest.mark.parametrize(("name", "value", "text"), [
+    ("termination", "Never", "termination='Never' is unknown"),
+    ("temperature", -1.0, "temperature not negative"),
+    ("horizon", 0, "must be 1 or more, not 0"),
+    ("caution", Caution(5.0), "no ensemble"),
+    ("render_mode", "human", "render_mode='human' is unknown"),
+])  # fmt: skip
+def test_attributes_that_dreams_cannot_have(name: str, value: Any, text: str) -> None:
+    env = DreamVecEnv(2, toy_model())
+    before = getattr(env.dreams, name)
+    with pytest.raises(ValueError, match=text):
+        env.set_attr(name, value)
+    assert getattr(env.dreams, name) == before
+
+
+def test_pictures_can_be_asked_for_later() -> None:
+    env = DreamVecEnv(2, toy_model(PICTURE))
+    env.set_attr("render_mode", "rgb_array")
+    env.reset()
+    assert env.render().shape == (80, 36, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64, np.int16, np.bool_, np.float64])
+def test_dreams_of_numbers_of_any_kind_begin_anew(dtype: Any) -> None:
+    env = DreamVecEnv(2, toy_model(spaces.Box(0, 1, (3,), dtype)), horizon=3)
+    env.reset()
+    seen = [env.step(np.zeros((2, 2), np.float32))[0] for _ in range(7)]
+    assert all(observation.dtype == dtype for observation in seen)
 
 
 def test_pictures_are_tiled() -> None:

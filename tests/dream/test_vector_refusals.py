@@ -30,6 +30,9 @@ DISCRETE = spaces.Discrete(3, start=5)
     ({"disagreement_penalty": 1.0}, r"no ensemble.*train a world that has one \(RSSMConfig\(ensemble=5\)\)"),
     ({"disagreement_halt": 1.0}, "no ensemble"),
     ({"disagreement_penalty": -1.0}, "must not be negative"),
+    ({"disagreement_penalty": float("nan")}, "must not be negative"),
+    ({"halt_reward": -10.0}, "needs a disagreement_halt"),
+    ({"temperature": float("nan")}, "temperature not negative"),
     ({"device": "cuda"}, "The live world is on cpu"),
 ])  # fmt: skip
 def test_arguments_that_cannot_be(arguments: dict[str, Any], text: str) -> None:

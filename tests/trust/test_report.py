@@ -228,6 +228,26 @@ def test_it_is_summed_up(perfect: TrustReport) -> None:
     ]  # a perfect world has no doubts  # fmt: skip
 
 
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_without_other_actions_nothing_is_said_of_them(episodes: int) -> None:
+    """One episode has no others; a policy that goes by the clock does the same in all of them."""
+    report = trust_report(PointWorld(), Point(), {"wave": WavePolicy(PUSH, 12)}, episodes, QUICK, train=lazy)
+    assert np.isnan(value(report, "actions", "observation sensitivity at 5"))
+    assert report["actions"].figures["observation share better at 5"].n == 0
+    assert "windows are left out: no other episode" in report.to_markdown()
+    assert not any("Actions" in line for line in report.summary)
+
+
+def test_what_cannot_be_trained_costs_one_answer_and_no_other(perfect: TrustReport) -> None:
+    def fails(dreams: VecEnv, steps: int, seed: int) -> Policy:
+        raise IndexError("Dimension out of range.")
+
+    report = trust_report(PointWorld(), Point(), policies(), 3, QUICK, train=fails)
+    assert "**Not measured** at temperature 1: IndexError: Dimension out of range." in report.to_markdown()
+    assert report["ranking"].to_markdown() == perfect["ranking"].to_markdown()
+    assert not any("Exploitation" in line for line in report.summary)
+
+
 def test_the_same_seed_gives_the_same_report(perfect: TrustReport) -> None:
     assert report_on(PointWorld()).to_json() == perfect.to_json()
 

@@ -60,15 +60,22 @@ def test_the_trust_horizon_counts_steps_before_the_first_failure() -> None:
 def test_censored_horizons_count_for_as_long_as_they_were_seen() -> None:
     # Kaplan and Meier: at 2 one of four fails (3/4 left), one is cut at 3, at 5 one of two fails (3/8 left).
     horizons = Horizons(np.array([2, 3, 5, 9]), np.array([False, True, False, True]))
-    assert survival_quantile(horizons, 0.25, ceiling=9) == 2
-    assert survival_quantile(horizons, 0.5, ceiling=9) == 5
-    assert survival_quantile(horizons, 0.95, ceiling=9) == 9  # never reached
-    assert survival_quantile(Horizons(np.array([4, 4]), np.array([True, True])), 0.05, ceiling=9) == 9
+    assert survival_quantile(horizons, 0.25) == 2
+    assert survival_quantile(horizons, 0.5) == 5
+    assert survival_quantile(horizons, 0.95) == 9 == horizons.ceiling  # never reached
+
+
+def test_nothing_is_claimed_of_steps_that_no_window_lasted_for() -> None:
+    short = Horizons(np.array([4, 3]), np.array([True, True]))
+    assert survival_quantile(short, 0.05) == 4 == short.ceiling
+    some_fail = Horizons(np.array([12] * 20 + [4] * 10), np.array([True] * 20 + [False] * 10))
+    assert survival_quantile(some_fail, 0.5) == 12 == some_fail.ceiling
+    assert Horizons(np.array([12, 40]), np.array([True, False])).ceiling is None  # the longest failed at its end
 
 
 def test_no_windows_say_nothing() -> None:
     nothing = Horizons(np.zeros(0, int), np.zeros(0, bool))
-    assert np.isnan(survival_quantile(nothing, 0.5, ceiling=50))
+    assert np.isnan(survival_quantile(nothing, 0.5))
 
 
 def test_intervals_hold_the_truth_and_narrow() -> None:

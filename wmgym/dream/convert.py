@@ -190,6 +190,11 @@ def put_rows(observation: Any, mask: Tensor, rows: Any) -> Any:
     """A batch of observations (tensors) with the rows `mask` `(B,)` replaced by `rows`."""
     if isinstance(observation, dict):
         return {key: put_rows(tensor, mask, rows[key]) for key, tensor in observation.items()}
-    replaced = observation.clone()
-    replaced[mask] = rows
-    return replaced
+    bits = _AS_BITS.get(observation.dtype, observation.dtype)
+    replaced = observation.view(bits).clone()
+    replaced[mask] = rows.view(bits)
+    return replaced.view(observation.dtype)
+
+
+_AS_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""What torch cannot index as it is."""

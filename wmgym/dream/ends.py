@@ -35,7 +35,7 @@ class Caution:
         halt_reward: the reward of a step that is so ended.
 
     Raises:
-        ValueError: for a penalty or limit that is negative.
+        ValueError: for a penalty or limit that is negative, or a reward of halts where there are none.
     """
 
     penalty: float = 0.0
@@ -43,8 +43,12 @@ class Caution:
     halt_reward: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.penalty < 0 or (self.halt is not None and self.halt < 0):
+        if not self.penalty >= 0 or not (self.halt is None or self.halt >= 0):  # so that NaN is refused too
             raise ValueError(f"The disagreement's penalty and halt must not be negative: {self.penalty}, {self.halt}.")
+        if self.halt is None and self.halt_reward:
+            raise ValueError(
+                f"halt_reward={self.halt_reward} needs a disagreement_halt: without it no dream is halted."
+            )
 
     @property
     def needs_ensemble(self) -> bool:

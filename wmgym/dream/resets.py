@@ -112,10 +112,10 @@ class Beginnings:
                 "action[t] led to observation[t] and action[0] is ignored."
             )
         actions = np.asarray(prefix["action"])
-        steps = [_step_of(prefix["observation"], t) for t in range(len(actions))]
         lengths = {len(np.asarray(value)) for value in as_dict(prefix["observation"]).values()}
-        if not steps or lengths != {len(steps)}:
-            raise ValueError(f"options['prefix'] has {len(steps)} actions for {sorted(lengths)} observations.")
+        if not len(actions) or lengths != {len(actions)}:
+            raise ValueError(f"options['prefix'] has {len(actions)} actions for {sorted(lengths)} observations.")
+        steps = [_step_of(prefix["observation"], t) for t in range(len(actions))]
         state = self._observed(steps[0], num_envs, rows, noise)
         later = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
         for observation, taken in zip(steps[1:], actions[1:], strict=True):

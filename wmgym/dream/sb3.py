@@ -109,7 +109,8 @@ class DreamVecEnv(VecEnv):
         """Set an attribute of the `DreamVectorEnv`, such as `temperature` or `horizon`, for all dreams.
 
         Raises:
-            ValueError: if `indices` names only some, or for an attribute that is read only when dreams are made.
+            ValueError: if `indices` names only some, for an attribute that is read only when dreams are made, or for a
+                value that dreams cannot be made with.
         """
         if attr_name not in CHANGEABLE:
             raise ValueError(
@@ -118,17 +119,25 @@ class DreamVecEnv(VecEnv):
             )
         if len(set(self._get_indices(indices))) != self.num_envs:
             raise ValueError(f"All dreams share {attr_name!r}: it cannot be set for some of them only.")
+        given = {attr_name: value}
+        if attr_name == "caution":
+            given = {f"disagreement_{name}": getattr(value, name) for name in ("penalty", "halt")}
+            given["halt_reward"] = value.halt_reward
+        # Refused as it would be at first.
+        DreamVectorEnv(1, self.dreams.model, **{**self.dreams.settings, **given, "compiled": False})
         setattr(self.dreams, attr_name, value)
+        if attr_name == "render_mode":
+            self.render_mode = value  # which Stable-Baselines3 reads
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of the `DreamVectorEnv` once, for all; what it gives goes to each of `indices`.
 
-        A tuple with an entry for each environment (as of `render`) is dealt out.
+        The pictures of `render`, one for each environment, are dealt out.
         """
         result = getattr(self.dreams, method_name)(*method_args, **method_kwargs)
-        dealt = type(result) is tuple and len(result) == self.num_envs
+        dealt = method_name == "render" and result is not None
         return [result[i] if dealt else result for i in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:

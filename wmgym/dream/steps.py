@@ -107,9 +107,13 @@ class Compiled:
     """
 
     def __init__(self, function: Callable[..., Any], backend: str | None = None) -> None:
-        self._plain = function
+        self._plain, self._backend = function, backend
         options = {"backend": backend} if backend else {"mode": "reduce-overhead"}
         self._fast: Callable[..., Any] | None = torch.compile(function, **options)  # type: ignore[call-overload]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy compiles for itself: what was compiled cannot be pickled."""
+        return type(self), (self._plain, self._backend)
 
     def __call__(self, *args: Any) -> Any:
         """What the function returns, in memory of its own: a graph writes into the same one every time."""

@@ -22,6 +22,7 @@ from wmgym.dream.resets import Beginnings, read_options
 from wmgym.dream.starts import StartPolicy
 from wmgym.dream.steps import Manner, Stepper
 from wmgym.dream.streams import DreamStreams, Seeds, listed_seeds
+from wmgym.spaces import unseeded
 from wmgym.worlds.base import State, index_state, map_state
 
 DreamObservation = Literal["decoded", "latent"]
@@ -133,7 +134,7 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
             check_choice("start", start, get_args(StartPolicy))
         check_choice("termination", termination, get_args(Termination))
         check_choice("output", output, get_args(Output))
-        if num_envs < 1 or temperature < 0:
+        if num_envs < 1 or not temperature >= 0:  # so that NaN is refused too
             raise ValueError(f"num_envs must be 1 or more and temperature not negative: {num_envs}, {temperature}.")
         self.model = resolve_model(model, device)
         self.world = self.model.world
@@ -164,8 +165,8 @@ class DreamVectorEnv(VectorEnv[Any, Any, Any]):
         world = self.world
         self._write_observations = ObservationConverter(world.observation_space, self.keys, world.device)
         decoded = self._write_observations.space
-        self.single_observation_space = latent_space(world) if self.observation == "latent" else decoded
-        self.single_action_space = world.action_space
+        self.single_observation_space = latent_space(world) if self.observation == "latent" else unseeded(decoded)
+        self.single_action_space = unseeded(world.action_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._read_actions = ActionConverter(world.action_space, world.device)

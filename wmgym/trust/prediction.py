@@ -77,9 +77,11 @@ def sense_actions(world: World, windows: Windows, scale: Scale, marks: Sequence[
     """Section 3: errors with the true actions against errors with those of other episodes."""
     order = _strangers(windows.episode)
     swapped_windows = windows.action[:, order]
+    differ = (windows.action != swapped_windows).any(0).any(-1).cpu().numpy()
+    others = differ & (windows.episode != windows.episode[order])
     true = dream_errors(world, windows, scale, seed)
     shuffled = dream_errors(world, windows, scale, seed, action=swapped_windows)
-    both = windows.valid & windows.valid[:, order]
+    both = windows.valid & windows.valid[:, order] & others
     section = Section(
         "actions",
         "3. Does the dream depend on the actions?",
@@ -88,6 +90,11 @@ def sense_actions(world: World, windows: Windows, scale: Scale, marks: Sequence[
         "world that ignores its actions, 1 for a perfect one; the share counts the windows where the true actions "
         "give the smaller error (one half by chance). Intervals resample whole episodes.",
     )
+    if not others.all():
+        section.notes.append(
+            f"{int((~others).sum())} of {len(others)} windows are left out: no other episode was there to take actions "
+            "from, or it did the same. More episodes, or policies that differ, would tell more."
+        )
     rows = []
     for mark in windows.reached(marks):
         for part in ("observation", "reward"):
@@ -145,21 +152,20 @@ def _parts(windows: Windows) -> list[str]:
 
 
 def _add_trust_horizons(section: Section, part: str, errors: dict[str, Errors], windows: Windows) -> None:
-    horizon = windows.horizon
     for baseline in ("persistence", "mean"):
         result = trust_horizons(getattr(errors["world"], part), getattr(errors[baseline], part))
         interval = bootstrap_groups(
-            lambda steps, censored: survival_quantile(Horizons(steps, censored), 0.5, horizon), result, windows.episode
+            lambda steps, censored: survival_quantile(Horizons(steps, censored), 0.5), result, windows.episode
         )
-        ends = [number(survival_quantile(result, share / 100, horizon)) for share in (5, 95)]
+        ends = [number(survival_quantile(result, share / 100)) for share in (5, 95)]
         section.figures[f"{part} trust horizon, {baseline}"] = Figure(
-            survival_quantile(result, 0.5, horizon),
+            survival_quantile(result, 0.5),
             f"median steps before the {part} error exceeds that of {_BASELINES[baseline]}; 5th and 95th percentile "
             f"{ends[0]} and {ends[1]}; {result.censored.mean():.0%} of the windows never fail",
             len(windows),
             "windows",
             interval,
-            ceiling=horizon,
+            ceiling=result.ceiling,
         )
 
 
@@ -188,8 +194,8 @@ def _policy_table(errors: dict[str, Errors], windows: Windows, names: Sequence[s
         cells: list[str] = []
         for part in ("observation", "reward"):
             pair = [getattr(errors[who], part)[:, mine] for who in ("world", "persistence")]
-            steps = survival_quantile(trust_horizons(*pair), 0.5, windows.horizon)
-            cells.append(f"{'≥ ' if steps >= windows.horizon else ''}{number(steps)}")
+            lasted = trust_horizons(*pair)
+            cells.append(str(Figure(survival_quantile(lasted, 0.5), "", len(mine), "windows", ceiling=lasted.ceiling)))
         rows.append([name, *cells, str(int(mine.sum()))])
     return Table(
         ("policy", "observation trust horizon", "reward trust horizon", "windows"),

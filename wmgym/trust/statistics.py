@@ -28,6 +28,12 @@ class Horizons(NamedTuple):
     steps: np.ndarray  # (N,) int64
     censored: np.ndarray  # (N,) bool; the window ended before the world failed
 
+    @property
+    def ceiling(self) -> int | None:
+        """The longest window, if the world never failed in it: what a quantile that is not reached stands for."""
+        longest = self.steps.max(initial=0)
+        return int(longest) if self.censored[self.steps == longest].any() else None
+
 
 def pearson(dream: ArrayLike, real: ArrayLike) -> float:
     """Linear correlation; NaN where one side is constant.
@@ -95,21 +101,24 @@ def trust_horizons(errors: Floats, baseline: Floats) -> Horizons:
     return Horizons(np.where(failed, fails.argmax(0), lengths).astype(np.int64), ~failed)
 
 
-def survival_quantile(horizons: Horizons, share: float, ceiling: int) -> float:
-    """The steps within which `share` of the windows have failed, by Kaplan and Meier; at most `ceiling`, of none NaN.
+def survival_quantile(horizons: Horizons, share: float) -> float:
+    """The steps within which `share` of the windows have failed, by Kaplan and Meier.
+
+    Where fewer have, it is the longest window's length (`Horizons.ceiling`), for nothing longer was looked at; of no
+    windows NaN.
 
     Example:
-        >>> survival_quantile(Horizons(np.array([1, 2, 9, 9]), np.array([False, False, True, True])), 0.5, ceiling=9)
+        >>> survival_quantile(Horizons(np.array([1, 2, 9, 9]), np.array([False, False, True, True])), 0.5)
         2.0
     """
     if not len(horizons.steps):
         return float("nan")
     if horizons.censored.all():
-        return float(ceiling)
+        return float(horizons.steps.max())
     data = scipy.stats.CensoredData.right_censored(horizons.steps, horizons.censored)
     curve = scipy.stats.ecdf(data).cdf
     reached = curve.quantiles[curve.probabilities >= share - 1e-9]
-    return float(reached[0]) if len(reached) else float(ceiling)
+    return float(reached[0]) if len(reached) else float(horizons.steps.max())
 
 
 def bootstrap(

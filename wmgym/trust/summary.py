@@ -46,7 +46,7 @@ def _prediction(sections: Mapping[str, Section]) -> str:
 def _actions(sections: Mapping[str, Section]) -> str:
     mark = _mark(sections, "actions", "observation share better")
     share = _figure(sections, "actions", f"observation share better at {mark}")
-    if share is None:
+    if share is None or not isfinite(share.value):
         return ""
     return (
         f"**Actions:** after {mark} steps the true actions give the smaller error in a share of {share} (chance: 0.5)."
