@@ -66,12 +66,13 @@ bench: setup
 bench-peers: $(PEERS_STAMP)
 
 # The same torch as ours, or the comparison would be of versions; mujoco as in pyproject.toml. Of simulusion only its
-# environment is run, which needs none of its requirements.
+# environment is run, around a world of this package, and needs none of its requirements.
 $(PEERS_STAMP):
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)"
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)" "sheeprl[dmc]==0.8.4" "torchrl==0.14.1" "mujoco>=3.17,<4"
 	$(PEERS)/bin/python -m pip install --disable-pip-version-check --no-deps "simulusion==1.1.0"
+	$(PEERS)/bin/python -m pip install --disable-pip-version-check "$(TORCH)" -e .
 	@touch $(PEERS_STAMP)
 
 demo: setup

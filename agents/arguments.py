@@ -187,6 +187,16 @@ def passed_on(base: type, given: dict[str, Any]) -> dict[str, Any]:
     return {name: given[name] for name in argument_names(base) if name in given}
 
 
+def check_constant(kind: str, learning_rate: Any, instead: str) -> None:
+    """Refuse a learning rate that changes, for an agent of `kind` that has no use for one.
+
+    Raises:
+        ValueError: naming the argument to use `instead`.
+    """
+    if callable(learning_rate) and learning_rate(1.0) != learning_rate(0.5):
+        raise ValueError(f"{kind} learns in stages, each with rates of its own: a number, and {instead} lets it fall.")
+
+
 def refuse_ignored(kind: str, base: type, options: dict[str, Any], names: Iterable[str]) -> None:
     """Refuse arguments of `base` among `options` that an agent of `kind` has no use for.
 

@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import polyak_update
 from torch import Tensor, nn
 
-from agents.arguments import check_choices, check_range, check_whole
+from agents.arguments import check_choices, check_range, check_whole, refuse_ignored
 from agents.base import WorldModelAgent
 from agents.planners import CEM, PLANNERS, Planner
 from agents.planning import PlanningPolicy
@@ -128,6 +128,8 @@ class PlaNet(WorldModelAgent):
     ) -> None:
         self.dynamics, self.planner = dynamics, planner
         check_choices(self, {"dynamics": DYNAMICS, "planner": PLANNERS})
+        if updates_per_episode is not None:
+            refuse_ignored("PlaNet", WorldModelAgent, options, ("train_ratio", "train_freq", "gradient_steps"))
         self.seed_episodes, self.updates_per_episode = seed_episodes, updates_per_episode
         check_whole(self, {"seed_episodes": 0} | ({} if updates_per_episode is None else {"updates_per_episode": 1}))
         self.exploration_noise, self.ema, self.clip = exploration_noise, ema, clip

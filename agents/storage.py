@@ -338,7 +338,9 @@ class Storable(Resumable):
             self._last_episode_starts = np.array(run["starts"])
             leaves = group(tensors, "carry")
             blank = self.policy.initial_carry(self.n_envs)
-            state = type(blank.state)(**{name: leaves[name].to(self.device) for name in blank.state._fields})
+            state = type(blank.state)(
+                **{name: _kept(leaves.get(name), getattr(blank.state, name)) for name in blank.state._fields}
+            )
             self._carry = Carry(state, leaves["action"].to(self.device))
         if "held/action" in tensors:
             self._held = tensors["held/action"].to(self.device), tensors["held/left"].cpu().numpy()
@@ -371,6 +373,11 @@ def _restore_generator(generator: torch.Generator, state: Tensor, source: Path) 
         generator.set_state(state)
     else:
         log.warning("%s is from another kind of device: chance goes on otherwise than it would have there.", source)
+
+
+def _kept(leaf: Tensor | None, blank: Tensor) -> Tensor:
+    """A leaf of what is carried on, where it fits; a plan of another length (`horizon=`) does not."""
+    return blank if leaf is None or leaf.shape != blank.shape else leaf.to(blank.device)
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -203,7 +203,9 @@ class TDMPC(TDMPC2):
     def _build_policy(self, world: World) -> WorldModelPolicy:
         search = replace(self.mppi, momentum=0.1)
         own = (world, search, self._build_behaviour(world), self.actor_plans, self.gamma)
-        return TDMPCPolicy(self.observation_space, self.action_space, *own)
+        policy = TDMPCPolicy(self.observation_space, self.action_space, *own)
+        policy.breadth.fill_(self.first_std)
+        return policy
 
     def _become(self, manifest: dict[str, Any], tensors: dict[str, Tensor], source: Path) -> None:
         if (std := tensors.pop("agent/actor.std", None)) is not None:  # where files of before have it
@@ -214,8 +216,10 @@ class TDMPC(TDMPC2):
 
     def _decide(self) -> Tensor:
         progress = min(1.0, self.num_timesteps / self.annealing)
-        self.policy.breadth.fill_(self.first_std + progress * (self.min_std - self.first_std))
-        self.policy.reach.fill_(int(1 + progress * (self.horizon - 1)))
+        breadth = self.first_std + progress * (self.min_std - self.first_std)
+        # A search that has grown stays: a second call of `learn` may count decisions from zero again.
+        self.policy.breadth.clamp_(max=breadth)
+        self.policy.reach.clamp_(min=int(1 + progress * (self.horizon - 1)))
         return super()._decide()
 
     def _objective(self, values: Tensor, policy: NoisyAction) -> tuple[Tensor, dict[str, Tensor]]:

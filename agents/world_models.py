@@ -23,7 +23,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from agents.arguments import check_choices, check_range, check_whole
+from agents.arguments import check_choices, check_constant, check_range, check_whole
 from agents.controllers import Controller
 from agents.evolution import Evolution
 from agents.policy import Carry, WorldModelPolicy
@@ -188,9 +188,9 @@ class WorldModels(VisionMemoryAgent):
         self.sigma, self.weight_decay = sigma, weight_decay
         self.evaluate_every, self.evaluate_rollouts = evaluate_every, evaluate_rollouts
         self.temperature, self.ends, self.dream_horizon, self.starts = temperature, ends, dream_horizon, starts
-        self.real_envs, self.exploration_noise = real_envs, exploration_noise
+        self.real_envs, self.exploration_noise, self.habits, self.wander = real_envs, exploration_noise, habits, wander
         self.first_decisions, self.later_updates = first_decisions, later_updates
-        self.habits, self.wander = habits, wander
+        check_constant("WorldModels", learning_rate, "vision_decay")
         self._check_own_arguments()
         self._begin_stages()
         self._evolution: Evolution | None = None

@@ -160,7 +160,7 @@ def remake_env(facts: Mapping[str, Any], id: str | None = None) -> gym.Env:
         >>> remake_env({"id": "CartPole-v1", "subprocess": True, "episode_limit": 500}).observation_space.shape
         (4,)
     """
-    arguments = {name: value for name, value in make_arguments(facts).items() if name not in _OF_VECTORS}
+    arguments = of_one(make_arguments(facts))
     name = id or arguments.get("id")
     if name is None:
         raise ValueError("The checkpoint does not tell how its real environment was made: give it, env=...")
@@ -170,6 +170,16 @@ def remake_env(facts: Mapping[str, Any], id: str | None = None) -> gym.Env:
             "environment was made: give it, env=..."
         )
     return make_env(**{**arguments, "id": name})
+
+
+def of_one(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `make_vec`'s arguments that `make_env` has too.
+
+    Example:
+        >>> of_one({"size": 64, "subprocess": True})
+        {'size': 64}
+    """
+    return {name: value for name, value in arguments.items() if name not in _OF_VECTORS}
 
 
 def repeat_of(env: VecEnv) -> int:

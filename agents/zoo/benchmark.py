@@ -159,6 +159,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line; what it does not know goes to every `train`."""
     parser = argparse.ArgumentParser(
         prog="python -m agents.zoo benchmark",
+        allow_abbrev=False,  # or an option of train would be taken for the beginning of one of these
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Further options go to every train, such as --device cuda or --eval-every 20000.",

@@ -52,7 +52,7 @@ def load_trained(args: argparse.Namespace) -> Trained:
         return _load_stock(args, path, {})
     cls = _class_in(path)
     agent = cls.load(path, device=args.device)
-    settings = dict(agent.env_settings or {})
+    settings = dict(agent.env_settings or (_saved_options(path, args.env) if args.model is None else {}))
     own = settings.pop("id", None)
     env_id = args.env or own
     if env_id is None:
@@ -79,6 +79,7 @@ def _run_file(args: argparse.Namespace) -> Path:
 
 
 def _saved_options(path: str, env_id: str) -> dict[str, Any]:
+    """Arguments of the environments that a run of `train` was made with, which must be all that made them."""
     config = yaml.safe_load((Path(path).parent / env_id.replace("/", "-") / "config.yml").read_text())
     for name in ("normalize", "frame_stack", "env_wrapper", "vec_env_wrapper"):
         if config.get(name):

@@ -16,11 +16,12 @@ import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.utils import ALGOS
+from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, make_output_format
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
 from agents import ALGORITHMS
@@ -32,7 +33,7 @@ from agents.zoo.hyperparams import overrides, read_preset
 from agents.zoo.registry import import_environments, is_ours, register_algorithms
 from agents.zoo.results import ResultRecorder, result_path
 from wmgym.files import CheckpointError
-from wmgym.real import DM_CONTROL, make_env
+from wmgym.real import DM_CONTROL, make_env, of_one
 
 _DECISIONS = 50_000  # where neither the command line nor the YAML says how many
 ENV_KEYS = ("observation", "action_repeat")
@@ -113,7 +114,7 @@ class ZooExperiment(ExperimentManager):
             self.seed + SEED if eval_env else self.seed,
             monitor_dir=None if eval_env or no_log else self.save_path,
             wrapper_class=self.env_wrapper,
-            env_kwargs=self.env_options,
+            env_kwargs=of_one(self.env_options),
             vec_env_cls=self.vec_env_class,  # type: ignore[arg-type]
             monitor_kwargs=self.monitor_kwargs,
         )
@@ -136,35 +137,44 @@ class ZooExperiment(ExperimentManager):
         self.create_log_folder()
         self.create_callbacks()
         self._save_config(saved)
-        return self._resumed() or self._new(hyperparams), saved
-
-    def _new(self, hyperparams: dict[str, Any]) -> WorldModelAgent:
-        """Our agents make their environments themselves, from the id: so they can be resumed where they stopped."""
-        options = dict(hyperparams, seed=self.seed, verbose=self.verbose, device=self.device)
+        if self.normalize:
+            raise ValueError(
+                "normalize keeps moments that no checkpoint of this project's agents holds, so that no run could go on "
+                "with them: leave it out. Their worlds take observations of any size (standardize=True, symlog)."
+            )
+        options = {name: _in_files(value) for name, value in hyperparams.items()}
+        options |= {"seed": self.seed, "verbose": self.verbose, "device": self.device}
         options |= {"tensorboard_log": self.tensorboard_log, "interrupt_folder": self.save_path}
+        return self._resumed() or self._from_trained(options) or self._new(options), saved
+
+    def _new(self, options: dict[str, Any]) -> WorldModelAgent:
+        """Our agents make their environments themselves, from the id: so they can be resumed where they stopped."""
         if self._envs_are_wrapped:
             return ALGORITHMS[self.algo](self.create_envs(self.n_envs), **options)
         if self.args.vec_env != "dummy":
             raise ValueError("For this project's agents --vec-env subproc is --env-kwargs subprocess:True.")
-        options |= {key: self.env_options[key] for key in ENV_KEYS if key in self.env_options}
+        options = options | {key: self.env_options[key] for key in ENV_KEYS if key in self.env_options}
         others = {key: value for key, value in self.env_options.items() if key not in ENV_KEYS}
         return ALGORITHMS[self.algo](self.env_name.gym_id, n_envs=self.n_envs, env_kwargs=others or None, **options)
 
     @property
     def _envs_are_wrapped(self) -> bool:
         """Whether the environments are more than an id tells, so that no file can name them."""
-        wrappers = self.env_wrapper or self.vec_env_wrapper or self.normalize
+        wrappers = self.env_wrapper or self.vec_env_wrapper or self.frame_stack
         return bool(wrappers) or is_dream(self.env_name.gym_id)
 
-    def _from_trained(self) -> WorldModelAgent | None:
-        """The agent of `--trained-agent`, at the beginning of this run in this run's environments."""
+    def _from_trained(self, options: dict[str, Any]) -> WorldModelAgent | None:
+        """The agent of `--trained-agent`, at the beginning of this run: with its settings, in its environments."""
         if not self.trained_agent:
             return None
-        options: dict[str, Any] = {"device": self.device, "interrupt_folder": self.save_path, "seed": self.seed}
-        agent: WorldModelAgent = ALGORITHMS[self.algo].load(self.trained_agent, **options)
-        if self._envs_are_wrapped:
-            agent.set_env(self.create_envs(self.n_envs))
-        else:
+        changes = {name: value for name, value in options.items() if name != "policy"}
+        env = self.create_envs(self.n_envs) if self._envs_are_wrapped else None
+        agent: WorldModelAgent = ALGORITHMS[self.algo].load(self.trained_agent, env=env, **changes)
+        if env is None:
+            if agent.n_envs != self.n_envs:
+                raise ValueError(
+                    f"{self.trained_agent} learns with n_envs={agent.n_envs}, not {self.n_envs}: set that."
+                )
             agent.env_settings = {"id": self.env_name.gym_id, **self.env_options}
             agent.set_env(self.env_name.gym_id)
         return agent
@@ -185,7 +195,7 @@ class ZooExperiment(ExperimentManager):
         """
         recorder = self._recorder(model)
         if self.args.log:
-            model.set_logger(configure(self.args.log, ["csv", "tensorboard"]))
+            model.set_logger(self._logger(self.args.log))
         done = model.num_timesteps if self._goes_on else 0
         if done:
             recorder.continue_from(done)
@@ -203,6 +213,12 @@ class ZooExperiment(ExperimentManager):
         # Agents in stages learn most after their last decision; with others the end may lie between two evaluations.
         if isinstance(model, StagedAgent) or recorder.is_behind:
             recorder.evaluate()
+
+    def _logger(self, folder: str) -> Logger:
+        """Writes progress.csv and TensorBoard's file; a run that goes on writes others beside them."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        suffix = f"-{len(list(Path(folder).glob('progress*.csv')))}" if self._goes_on else ""
+        return Logger(folder, [make_output_format(kind, folder, suffix) for kind in ("csv", "tensorboard")])
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """Write the trained agent; what was kept for resuming is removed."""
@@ -239,7 +255,7 @@ class ZooExperiment(ExperimentManager):
         except CheckpointError:  # none was begun, or the first one was being written when the run was killed
             if self.args.resume:
                 raise
-            return self._from_trained()
+            return None
         if not self.result_path().is_file():
             raise ValueError(f"{path} is of an interrupted run whose {self.result_path()} is gone: use --anew.")
         print(f"Resuming from {path}. (--anew begins again.)")
@@ -297,6 +313,11 @@ class ZooExperiment(ExperimentManager):
 def is_dream(env_id: str) -> bool:
     """Whether an environment is a learned world."""
     return env_id.removeprefix("wmgym/") == "Dream-v0"
+
+
+def _in_files(value: Any) -> Any:
+    """RL Zoo's falling rates ("lin_0.001") as Stable-Baselines3's, which a checkpoint can hold; all else as it is."""
+    return LinearSchedule(value.initial_value, 0.0, 1.0) if isinstance(value, SimpleLinearSchedule) else value
 
 
 def _plain(value: Any) -> Any:

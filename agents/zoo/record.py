@@ -20,7 +20,7 @@ from agents.zoo.painting import paint
 from agents.zoo.suites import read_suites
 from agents.zoo.tables import task_name
 from wmgym.dream.frames import picture_key
-from wmgym.real import make_env
+from wmgym.real import make_env, of_one
 
 LARGEST = 1_000_000
 """Bytes that a film may have."""
@@ -36,12 +36,12 @@ def record(trained: Trained, path: Path, args: argparse.Namespace) -> Path:
     if not isinstance(agent, WorldModelAgent):
         raise ValueError(f"{type(agent).__name__} has no world to dream in: enjoy --film shows how it acts.")
     if picture_key(agent.world) is None:
-        env = make_env(trained.env_id, **trained.env_options, render_size=64)
+        env = make_env(trained.env_id, **of_one(trained.env_options), render_size=64)
         try:
             paint(agent, env, args.frames, args.updates, seed=args.seed)
         finally:
             env.close()
-    env = make_env(trained.env_id, **trained.env_options, render_size=args.size)
+    env = make_env(trained.env_id, **of_one(trained.env_options), render_size=args.size)
     try:
         return film_dream(
             agent, env, path, args.steps, args.watched, args.dreamt, size=args.size, seed=SEED + args.seed
@@ -62,13 +62,15 @@ def film_one(args: argparse.Namespace) -> bool:
 
 
 def of_suite(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The command lines of a suite's runs with its first seed."""
+    """The command lines of a suite's runs with its first seed; where it has several agents, films have their names."""
     suite = read_suites()[args.suite]
-    return [
-        argparse.Namespace(**{**vars(args), **run._asdict(), "env": run.env_id})
-        for run in suite.runs()
-        if run.seed == suite.seeds[0]
-    ]
+    lines = []
+    for run in suite.runs():
+        if run.seed == suite.seeds[0]:
+            name = f"{task_name(run.env_id)}-{run.algo}-{run.preset}"
+            out = Path(f"videos/{name}.mp4") if len(suite.agents) > 1 else None
+            lines.append(argparse.Namespace(**{**vars(args), **run._asdict(), "env": run.env_id, "out": out}))
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -38,8 +38,7 @@ def register_algorithms() -> dict[str, type[BaseAlgorithm]]:
     """
     for name, algorithm in ALGORITHMS.items():
         ALGOS[name] = algorithm
-        own = {"tdmpc": sample_tdmpc_params, "tdmpc2": sample_tdmpc_params}
-        HYPERPARAMS_SAMPLER.setdefault(name, own.get(name, sample_world_model_params))
+        HYPERPARAMS_SAMPLER.setdefault(name, _SAMPLERS.get(name, sample_world_model_params))
         HYPERPARAMS_CONVERTER.setdefault(name, as_sampled)
     return ALGOS
 
@@ -52,7 +51,7 @@ def is_ours(algo: str) -> bool:
 def sample_world_model_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `tune` chooses: hyperparameters that every agent with a world model has."""
+    """What `tune` chooses for agents that learn a world and to act in its dreams."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
         "train_ratio": trial.suggest_float("train_ratio", 16.0, 256.0, log=True),
@@ -70,6 +69,37 @@ def sample_tdmpc_params(
         "train_freq": trial.suggest_categorical("train_freq", [1, 2, 4]),
         "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
     }
+
+
+def sample_planet_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """What `tune` chooses for `PlaNet`, which learns after every episode."""
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "updates_per_episode": trial.suggest_categorical("updates_per_episode", [50, 100, 200]),
+        "batch_size": trial.suggest_categorical("batch_size", [8, 16, 32]),
+        "batch_length": trial.suggest_categorical("batch_length", [16, 32, 64]),
+    }
+
+
+def sample_stages_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """What `tune` chooses for `WorldModels`: rates of V and M, and how warm the dreams are that C learns in."""
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "memory_learning_rate": trial.suggest_float("memory_learning_rate", 1e-4, 3e-3, log=True),
+        "temperature": trial.suggest_float("temperature", 0.5, 2.0),
+    }
+
+
+_SAMPLERS = {
+    "planet": sample_planet_params,
+    "tdmpc": sample_tdmpc_params,
+    "tdmpc2": sample_tdmpc_params,
+    "world_models": sample_stages_params,
+}
 
 
 def as_sampled(sampled_params: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from pathlib import Path
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -64,11 +63,13 @@ def run(args: argparse.Namespace) -> ZooExperiment:
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, after saving.
-        ValueError: when a replay is to be saved that there is none of, or nowhere to; or where the result file is of a
-            complete run.
+        ValueError: when a replay is to be saved that there is none of, or nowhere to; when an algorithm is to go on
+            that keeps no checkpoint; or where the result file is of a complete run.
     """
     if args.save_replay_buffer and not (args.save and is_ours(args.algo)):
         raise ValueError("--save-replay-buffer goes with --save, and with this project's agents: others' are pickled.")
+    if args.resume and not is_ours(args.algo):
+        raise ValueError(f"--resume goes with this project's agents: {args.algo} keeps no checkpoint to go on from.")
     torch.set_num_threads(args.threads)
     experiment = ZooExperiment(args)
     experiment.require_room_for_result()
@@ -79,10 +80,7 @@ def run(args: argparse.Namespace) -> ZooExperiment:
         _learn(experiment, model)
         experiment.save_trained_model(model)
         if args.save:
-            model.save(args.save)
-        if args.save_replay_buffer:
-            path = Path(args.save)
-            model.save_replay_buffer(path.with_name(f"{path.stem}-replay.zip"))  # type: ignore[attr-defined]
+            model.save(args.save, include=["replay_buffer"] if args.save_replay_buffer else None)
     finally:
         if model.env is not None:
             model.env.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -28,6 +29,13 @@ def best_entry(experiment: ZooExperiment, study: optuna.Study) -> dict[str, dict
     own = {name: env_options.pop(name) for name in ENV_KEYS if name in env_options}
     others = {"env_kwargs": env_options} if env_options else {}
     return {"default": {**saved, **own, **others, **found}}
+
+
+def _data(value: Any) -> Any:
+    """What YAML can hold: without classes and functions (RL Zoo's `activation_fn`), which fall back to defaults."""
+    if isinstance(value, dict):
+        return {name: _data(entry) for name, entry in value.items() if not callable(entry)}
+    return [_data(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,11 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"Interrupted. The same command goes on from the trials in {storage}.")
         return 130
-    written = storage.with_suffix(".yml")
-    written.write_text(yaml.safe_dump(best_entry(experiment, study)))
     best = study.best_trial
     print(f"{len(study.trials)} trials; the best is number {best.number} with a mean return of {best.value:.1f}:")
-    print(yaml.safe_dump(best.params).rstrip())
+    print(yaml.safe_dump(best.params).rstrip(), flush=True)
+    written = storage.with_suffix(".yml")
+    written.write_text(yaml.safe_dump(_data(best_entry(experiment, study))))
     print(f"Wrote {written}: train --conf-file {written}")
     return 0
 

@@ -132,6 +132,21 @@ def test_arguments_that_cannot_be_are_named(wrong: str, value: Any) -> None:
         small(**{wrong: value})
 
 
+@pytest.mark.parametrize("ignored", [{"train_ratio": 16.0}, {"train_freq": 1, "gradient_steps": 50}])
+def test_updates_an_episode_leave_no_room_for_a_ratio(ignored: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"PlaNet has no use for {next(iter(ignored))}"):
+        small(**ignored)
+
+
+@pytest.mark.parametrize("change", [{"horizon": 6}, {"warm_start": True}])
+def test_a_run_goes_on_with_plans_of_another_kind(change: dict[str, Any], tmp_path: Path) -> None:
+    agent = small(warm_start="horizon" in change).learn(60)
+    path = agent.save(tmp_path / "agent", include=["replay_buffer"])
+    again = PlaNet.load(path, device="cpu", **change)
+    assert again.learn(5, reset_num_timesteps=False).num_timesteps == 65
+    assert again.predict(np.zeros((1, 2), np.float32))[1][-2].shape == (1, again.horizon, 1)
+
+
 def test_the_world_is_the_average_of_what_learns() -> None:
     agent = small(ema=0.9, standardize=True)
     means, learner_weights = [], []

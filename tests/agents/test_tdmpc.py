@@ -42,6 +42,13 @@ def test_plans_grow_while_their_belief_narrows() -> None:
     assert agent.policy.actor.std == 0.05  # the actor's own noise is always the last
 
 
+def test_learning_on_does_not_make_the_search_small_again() -> None:
+    """`learn` counts its decisions from zero unless it is told otherwise."""
+    agent = small(annealing=50).learn(80)
+    agent.learn(1)
+    assert (int(agent.policy.reach), agent.policy.breadth.item()) == (5, pytest.approx(0.05))
+
+
 def test_what_is_loaded_searches_as_far_as_what_was_saved(tmp_path: Any) -> None:
     agent = small(annealing=100).learn(80)
     again = TDMPC.load(agent.save(tmp_path / "agent"), device="cpu")

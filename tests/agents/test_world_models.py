@@ -549,6 +549,7 @@ def test_pictures_are_seen(image: str, needs_rendering: None) -> None:
         ({"population": 1}, "population must be"),
         ({"generations": 2.5}, "generations must be"),
         ({"temperature": -1.0}, "temperature must be a number, at least 0"),
+        ({"learning_rate": lambda progress: 1e-3 * progress}, "a number, and vision_decay lets it fall"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(wrong: dict[str, Any], says: str) -> None:

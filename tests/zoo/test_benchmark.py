@@ -140,6 +140,11 @@ def test_list_says_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--algo sac --preset default --env dm_control/cartpole-swingup-v0 --seed 0 --env-steps 100000" in lines[1]
 
 
+def test_an_option_of_train_is_not_taken_for_one_of_the_suites() -> None:
+    args, options = benchmark.build_parser().parse_known_args(["nine", "--log", "there"])
+    assert (args.log_folder, options) == ("runs/zoo", ["--log", "there"])
+
+
 def test_a_suite_that_is_none_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         benchmark.main(["eight"])
@@ -206,6 +211,19 @@ def test_what_tune_may_choose_the_algorithm_has(algo: str) -> None:
     chosen = HYPERPARAMS_SAMPLER[algo](optuna.create_study().ask(), 1, 1, {})
     assert "learning_rate" in chosen
     assert set(chosen) <= set(argument_names(ALGORITHMS[algo]))
+
+
+def test_tune_finds_something_for_a_stock_algorithm_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What RL Zoo chooses for PPO holds classes, which YAML does not."""
+    file = tmp_path / "ppo.yml"
+    file.write_text("default:\n  n_timesteps: 40\n  policy: MlpPolicy\n")
+    options = ["--algo", "ppo", "--conf-file", str(file), "--env", "CartPole-v1", "--env-steps", "40", "--verbose", "0"]
+    assert tune.main([*options, "--eval-episodes", "1", "-f", str(tmp_path), "--n-trials", "1"]) == 0
+    (best,) = tmp_path.glob("tune/*.yml")
+    entry = yaml.safe_load(best.read_text())["default"]
+    assert "net_arch" in entry["policy_kwargs"]
+    assert "activation_fn" not in entry["policy_kwargs"]
+    assert "1 trials; the best is number 0" in capsys.readouterr().out
 
 
 def test_tune_prints_the_best_of_its_trials_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,19 @@ def test_a_trained_agent_goes_on_in_the_environment_that_is_named(
     assert run["return_mean"][:2] == stopped["return_mean"]
 
 
+def test_a_trained_agent_takes_the_settings_that_are_named(teacher: Path, tmp_path: Path) -> None:
+    tiny = [pair for pair in TINY if not pair.startswith("train_ratio")]
+    more = ["train_ratio=64", "gamma=0.5"]
+    assert (
+        train.main(arguments(tmp_path, "-i", str(teacher), "--save", str(tmp_path / "a"), "--set", *tiny, *more)) == 0
+    )
+    agent = Dreamer.load(tmp_path / "a.zip", device="cpu")
+    assert (agent.train_ratio, agent.gamma) == (64.0, 0.5)
+    assert result(tmp_path)["overrides"]["gamma"] == 0.5
+    with pytest.raises(ValueError, match="learns with n_envs=1, not 2"):
+        train.main(arguments(tmp_path, "-i", str(teacher), "--anew", "--set", *TINY, "n_envs=2"))
+
+
 def test_a_run_in_a_dream_goes_on_where_it_was_interrupted(teacher: Path, tmp_path: Path) -> None:
     options = ["--env-kwargs", f"model={teacher}", "horizon=20", "--set", *TINY]
     same = arguments(tmp_path, *options, env="Dream-v0")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rl_zoo3.train
+import torch
 import yaml
 from stable_baselines3 import SAC
 
@@ -114,6 +115,39 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_curve(
         assert resumed[name] == whole[name], name
     assert "error" not in resumed
     assert [part["env_steps"] for part in resumed["resumed"]] == [step]
+
+
+@pytest.mark.parametrize("more", [["learning_rate=lin_0.01"], ["frame_stack=2"]])
+def test_a_run_with_a_falling_rate_or_in_wrappers_goes_on_to_the_same_curve(more: list[str], tmp_path: Path) -> None:
+    results = []
+    for name, stop in (("whole", None), ("stopped", 80)):
+        same = arguments(tmp_path / name, "--log", str(tmp_path / name / "log"), "--set", *TINY, *more)
+        if stop:
+            with pytest.MonkeyPatch.context() as patch:
+                interrupt_at(stop, patch)
+                assert train.main(same) == 130
+        assert train.main(same) == 0
+        results.append(Dreamer.load(next((tmp_path / name / "runs").glob("*/*/*/CartPole-v1.zip")), device="cpu"))
+    whole, stopped = results
+    if "frame_stack=2" in more:
+        assert whole.observation_space.shape == (8,)  # no file names stacked environments: a resumed run resets them
+    else:
+        assert whole.lr_schedule(0.25) == stopped.lr_schedule(0.25) == pytest.approx(0.0025)
+        for name, weight in whole.policy.state_dict().items():
+            assert torch.equal(weight, stopped.policy.state_dict()[name]), name
+    assert {path.name for path in (tmp_path / "stopped" / "log").glob("*.csv")} == {"progress.csv", "progress-1.csv"}
+
+
+def test_what_no_checkpoint_keeps_is_refused_before_it_costs_anything(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="normalize keeps moments that no checkpoint"):
+        train.main(arguments(tmp_path, "--set", *TINY, "normalize=True"))
+    with pytest.raises(ValueError, match="--resume goes with this project's agents: sac"):
+        train.main(arguments(tmp_path, "--algo", "sac", "--resume"))
+
+
+def test_environments_may_have_processes_of_their_own(tmp_path: Path) -> None:
+    assert train.main(arguments(tmp_path, "--env-kwargs", "guarded=True", "--set", *TINY)) == 0
+    assert result(tmp_path)["complete"]
 
 
 def test_anew_begins_again(unbroken: Path, tmp_path: Path) -> None:

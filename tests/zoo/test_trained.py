@@ -43,6 +43,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_replay_is_saved_beside_the_agent(trained: Path) -> None:
     assert len(load_dataset(trained / "a-replay.zip").replay) >= 120
+    agent = Dreamer.load(trained / "a.zip", device="cpu")
+    agent.learn(1, reset_num_timesteps=False)
+    assert agent.replay_buffer is not None
+    assert len(agent.replay_buffer) > 120  # it went on with what it had
     run = ["--env", "CartPole-v1", "--save-replay-buffer"]
     for more in ([], ["--algo", "ppo", "--save", "agent.zip"]):
         with pytest.raises(ValueError, match="goes with --save, and with this project's agents"):
@@ -137,6 +141,12 @@ def test_a_suite_is_filmed_a_task_at_a_time() -> None:
     each = record.of_suite(argparse.Namespace(suite="nine", size=64, log_folder="there"))
     assert [args.env for args in each] == list(read_suites()["nine"].envs)
     assert {(args.algo, args.preset, args.seed, args.size) for args in each} == {("dreamer", "default", 0, 64)}
+
+
+def test_films_of_a_suite_of_several_agents_have_their_names() -> None:
+    each = record.of_suite(argparse.Namespace(suite="papers", size=64, log_folder="there"))
+    names = [str(args.out) for args in each]
+    assert names == [f"videos/walker-walk-dreamer_v{i}-cpu.mp4" for i in (1, 2, 3)]
 
 
 # -- ready-trained --------------------------------------------------------------------------------------------
