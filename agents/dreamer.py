@@ -237,11 +237,12 @@ class Dreamer(WorldModelAgent):
         return {**loss.parts, **loss.metrics, "world_grad_norm": world_norm, **metrics}
 
     def _start_rows(self, batch: SequenceBatch) -> Tensor | slice:
-        """Which of the batch's `T * B` posterior states dreams start from: all, or a random few."""
+        """Which of the batch's `T * B` posterior states dreams start from: all, or a random few that are no ends."""
         count = batch.reward.numel()
         if self.imagine_starts is None or self.imagine_starts >= count:
             return slice(None)
-        return self.noise.uniform(count).topk(self.imagine_starts).indices
+        chance = self.noise.uniform(count) - batch.is_terminal.flatten().float()  # at an end there is nothing to do
+        return chance.topk(self.imagine_starts).indices
 
     def _dream(self, starts: State) -> Rollout:
         with frozen(self.world):

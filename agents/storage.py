@@ -92,6 +92,8 @@ class Storable(Resumable):
             The path written.
         """
         path = with_zip_suffix(path)
+        if "replay_buffer" in (include or ()) and self.replay_buffer is None and self._replay_state is not None:
+            self._resume_replay(self._replay_state)  # it has been loaded, and has not learnt since
         if self.replay_buffer is not None:
             self.replay_buffer.flush()
             if "replay_buffer" in (include or ()):

@@ -48,8 +48,8 @@ LAM = 0.95
 
 
 def make(paper: type[Dreamer], env: str = "Pendulum-v1", **options: Any) -> Dreamer:
-    ends = {"pcont": True} if env == "CartPole-v1" and paper is not DreamerV3 else {}
-    return paper(env, **{**TINY, **SMALL[paper], **ends, "train_freq": 1000, **options})
+    ends = {"pcont": True} if env == "CartPole-v1" and paper in (DreamerV1, DreamerV2) else {}
+    return paper(env, **{**TINY, **SMALL.get(paper, {}), **ends, "train_freq": 1000, **options})
 
 
 def collected(agent: Dreamer, steps: int = 40) -> SequenceBatch:
@@ -156,8 +156,9 @@ def test_v1_free_nats_are_of_the_mean_of_the_batch() -> None:
     assert all(p.grad is None or not p.grad.any() for p in agent.world.prior.parameters())
 
 
-def test_v1_dreams_start_after_no_end() -> None:
-    agent = make(DreamerV1, "CartPole-v1", imagine_starts=4)
+@pytest.mark.parametrize("kind", [Dreamer, DreamerV1])
+def test_dreams_start_after_no_end(kind: type[Dreamer]) -> None:
+    agent = make(kind, "CartPole-v1", imagine_starts=4)
     batch = collected(agent)
     batch.is_terminal[:, 1:] = True
     rows = torch.cat([agent._start_rows(batch) for _ in range(20)])

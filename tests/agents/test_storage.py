@@ -121,6 +121,16 @@ def test_loaded_and_saved_again_it_still_goes_on_and_dreams(tiny: Any, assert_sa
     assert dream.reset(seed=0)[0] in dream.observation_space
 
 
+def test_loaded_and_saved_elsewhere_the_replay_goes_with_it(tiny: Any, assert_same: Any, tmp_path: Path) -> None:
+    first = tiny("CartPole-v1").learn(HALF).save(tmp_path / "first", include=["replay_buffer"])
+    (tmp_path / "there").mkdir()
+    second = Dreamer.load(first, device="cpu").save(tmp_path / "there" / "second", include=["replay_buffer"])
+    assert (tmp_path / "there" / "second-replay.zip").exists()
+    (tmp_path / "first-replay.zip").unlink()
+    whole = tiny("CartPole-v1").learn(WHOLE)
+    assert_same(resumed(second), whole)
+
+
 def test_the_replay_is_found_beside_a_file_that_was_moved(tiny: Any, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     agent = tiny("CartPole-v1").learn(HALF)
