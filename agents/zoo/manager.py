@@ -20,7 +20,6 @@ from rl_zoo3.utils import ALGOS, SimpleLinearSchedule
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
@@ -31,7 +30,7 @@ from agents.evaluation import SEED
 from agents.stages import StagedAgent
 from agents.zoo.hyperparams import overrides, read_preset
 from agents.zoo.registry import import_environments, is_ours, register_algorithms
-from agents.zoo.results import ResultRecorder, result_path
+from agents.zoo.results import ResultRecorder, open_logger, result_path
 from wmgym.files import CheckpointError
 from wmgym.real import DM_CONTROL, make_env, of_one
 
@@ -195,7 +194,7 @@ class ZooExperiment(ExperimentManager):
         """
         recorder = self._recorder(model)
         if self.args.log:
-            model.set_logger(self._logger(self.args.log))
+            model.set_logger(open_logger(self.args.log, ["csv", "tensorboard"], self._goes_on))
         done = model.num_timesteps if self._goes_on else 0
         if done:
             recorder.continue_from(done)
@@ -213,12 +212,6 @@ class ZooExperiment(ExperimentManager):
         # Agents in stages learn most after their last decision; with others the end may lie between two evaluations.
         if isinstance(model, StagedAgent) or recorder.is_behind:
             recorder.evaluate()
-
-    def _logger(self, folder: str) -> Logger:
-        """Writes progress.csv and TensorBoard's file; a run that goes on writes others beside them."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        suffix = f"-{len(list(Path(folder).glob('progress*.csv')))}" if self._goes_on else ""
-        return Logger(folder, [make_output_format(kind, folder, suffix) for kind in ("csv", "tensorboard")])
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """Write the trained agent; what was kept for resuming is removed."""

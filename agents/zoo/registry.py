@@ -53,10 +53,9 @@ def sample_world_model_params(
 ) -> dict[str, Any]:
     """What `tune` chooses for agents that learn a world and to act in its dreams."""
     return {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "learning_rate": _rate(trial, "learning_rate"),
         "train_ratio": trial.suggest_float("train_ratio", 16.0, 256.0, log=True),
-        "batch_size": trial.suggest_categorical("batch_size", [8, 16, 32]),
-        "batch_length": trial.suggest_categorical("batch_length", [16, 32, 64]),
+        **_sequences(trial),
     }
 
 
@@ -65,7 +64,7 @@ def sample_tdmpc_params(
 ) -> dict[str, Any]:
     """What `tune` chooses for `TDMPC` and `TDMPC2`, whose sequences are as long as their plans."""
     return {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "learning_rate": _rate(trial, "learning_rate"),
         "train_freq": trial.suggest_categorical("train_freq", [1, 2, 4]),
         "batch_size": trial.suggest_categorical("batch_size", [64, 128, 256]),
     }
@@ -76,10 +75,9 @@ def sample_planet_params(
 ) -> dict[str, Any]:
     """What `tune` chooses for `PlaNet`, which learns after every episode."""
     return {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
+        "learning_rate": _rate(trial, "learning_rate"),
         "updates_per_episode": trial.suggest_categorical("updates_per_episode", [50, 100, 200]),
-        "batch_size": trial.suggest_categorical("batch_size", [8, 16, 32]),
-        "batch_length": trial.suggest_categorical("batch_length", [16, 32, 64]),
+        **_sequences(trial),
     }
 
 
@@ -88,9 +86,22 @@ def sample_stages_params(
 ) -> dict[str, Any]:
     """What `tune` chooses for `WorldModels`: rates of V and M, and how warm the dreams are that C learns in."""
     return {
-        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 3e-3, log=True),
-        "memory_learning_rate": trial.suggest_float("memory_learning_rate", 1e-4, 3e-3, log=True),
+        "learning_rate": _rate(trial, "learning_rate"),
+        "memory_learning_rate": _rate(trial, "memory_learning_rate"),
         "temperature": trial.suggest_float("temperature", 0.5, 2.0),
+    }
+
+
+def _rate(trial: optuna.Trial, name: str) -> float:
+    """One of Adam's rates."""
+    return trial.suggest_float(name, 1e-4, 3e-3, log=True)
+
+
+def _sequences(trial: optuna.Trial) -> dict[str, Any]:
+    """How much each update of a recurrent world learns from."""
+    return {
+        "batch_size": trial.suggest_categorical("batch_size", [8, 16, 32]),
+        "batch_length": trial.suggest_categorical("batch_length", [16, 32, 64]),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.logger import Logger, make_output_format
 from stable_baselines3.common.vec_env import VecEnv
 
 from wmgym.files import atomic_writer
@@ -102,6 +103,13 @@ def refuse_other_settings(
         raise ValueError(
             f"{path} was begun with {name}={old!r}, not {new!r}: go on with what it was begun with, or {way_out}."
         )
+
+
+def open_logger(folder: str | Path, kinds: Sequence[str], goes_on: bool) -> Logger:
+    """Writes the log in these kinds (progress.csv, TensorBoard's); a run that `goes_on` writes others beside them."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    suffix = f"-{len(list(Path(folder).glob('progress*.csv')))}" if goes_on else ""
+    return Logger(str(folder), [make_output_format(kind, str(folder), suffix) for kind in kinds])
 
 
 def describe_origin(packages: Sequence[str]) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import ConvertCallback, EveryNTimesteps
-from stable_baselines3.common.logger import Logger, make_output_format
+from stable_baselines3.common.logger import Logger
 
 from agents.checkpointing import CheckpointEvery, last_checkpoint
 from agents.evaluation import SEED
 from agents.world_models import WorldModels
 from agents.zoo.hyperparams import load_preset, overrides, read_preset
 from agents.zoo.playing import RandomAgent, play
-from agents.zoo.results import describe_origin
+from agents.zoo.results import describe_origin, open_logger
 from agents.zoo.stage_plots import plot_dreams, plot_evolution, plot_reconstructions
 from wmgym.allocator import keep_freed_memory
 from wmgym.files import atomic_writer
@@ -101,11 +101,8 @@ class TakeCover:
         return WorldModels.load(path, device="cpu", interrupt_folder=self.args.out, **changed)
 
     def logger(self) -> Logger:
-        """Writes progress.csv; a run that goes on writes one of its own beside it."""
-        folder = self.args.out
-        folder.mkdir(parents=True, exist_ok=True)
-        suffix = f"-{len(list(folder.glob('progress*.csv')))}" if self.args.resume else ""
-        return Logger(str(folder), [make_output_format("csv", str(folder), suffix)])
+        """Writes progress.csv."""
+        return open_logger(self.args.out, ["csv"], self.args.resume)
 
     @property
     def rounds(self) -> Path:
