@@ -94,7 +94,7 @@ def test_resumed_equals_unbroken(name: str, mapped: bool, tmp_path: Path) -> Non
 
 
 def test_world_models_resumed_equals_unbroken_memory_mapped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Interrupted in the middle of M's stage; in RAM, and in every stage, test_world_models.py has it."""
+    """Interrupted in the middle of M's stage; in RAM, and in every stage, test_stages.py has it."""
     small: dict[str, Any] = {
         "latent": 3, "hidden": 8, "vision_updates": 4, "vision_batch": 8, "memory_updates": 6, "generations": 2,
         "population": 4, "rollouts": 2, "evaluate_every": 3, "evaluate_rollouts": 4, "dream_horizon": 5,
