@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from agents import Dreamer
 from agents.zoo.playing import RandomAgent
+from tests.agents.learnt import assert_learnt_the_same
 from wmgym.real import make_vec
 
 TINY: dict[str, Any] = {
@@ -125,25 +126,14 @@ def counter() -> type[Counter]:
     return Counter
 
 
-def learnt(agent: Dreamer) -> dict[str, torch.Tensor]:
-    tensors = {f"policy/{name}": value for name, value in agent.policy.state_dict().items()}
-    for name, optimizer in agent.optimizers.items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    return tensors
-
-
 @pytest.fixture(scope="session")
 def assert_same() -> Callable[[Dreamer, Dreamer], None]:
     """Asserts that two agents have learnt the same, to the last bit: networks, moments, counters, what is next."""
 
     def compare(one: Dreamer, two: Dreamer) -> None:
-        left, right = learnt(one), learnt(two)
-        assert left.keys() == right.keys()
-        assert [name for name in left if not torch.equal(left[name], right[name])] == []
+        assert_learnt_the_same(one, two)
         for name in ("num_timesteps", "_n_updates", "_updates_due", "_episode_num", "_pretrained"):
             assert getattr(one, name) == getattr(two, name), name
-        assert torch.equal(one.generator.get_state(), two.generator.get_state())
         assert torch.equal(one.policy.generator.get_state(), two.policy.generator.get_state())
 
     return compare

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from agents import Dreamer, DreamerV1, DreamerV2, DreamerV3, captured
 from agents.captured import CAPTURABLE, capture_updates
 from agents.health import DivergedError
+from tests.agents.learnt import learnt
 from wmgym.nets.optim import LaProp
 
 aten = torch.ops.aten
@@ -108,7 +109,7 @@ def test_a_spoilt_update_leaves_everything_as_it_was(
 
     def spoilt(*args: Any) -> Any:
         found = loss(*args)
-        seen.append({name: value.clone() for name, value in state_of(agent).items()})
+        seen.append({name: value.clone() for name, value in learnt(agent).items()})
         return with_nan(found) if len(seen) == at else found
 
     monkeypatch.setattr(agent.world, "loss", spoilt)
@@ -118,20 +119,12 @@ def test_a_spoilt_update_leaves_everything_as_it_was(
     for name, before in seen[at - 1].items():
         if "slow_critic" not in name:
             torch.testing.assert_close(before, seen[at][name], rtol=0, atol=0, msg=lambda text, name=name: name)
-    assert all(bool(torch.isfinite(value).all()) for value in state_of(agent).values())
+    assert all(bool(torch.isfinite(value).all()) for value in learnt(agent).values())
 
 
 def with_nan(loss: Any) -> Any:
     loss.total = loss.total * float("nan")
     return loss
-
-
-def state_of(agent: Dreamer) -> dict[str, torch.Tensor]:
-    state = dict(agent.policy.state_dict())
-    for name, optimizer in agent.optimizers.items():
-        for number, moments in optimizer.state_dict()["state"].items():
-            state |= {f"{name} {number} {key}": torch.as_tensor(value) for key, value in moments.items()}
-    return state
 
 
 def test_after_too_many_in_a_row_training_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

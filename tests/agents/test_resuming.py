@@ -12,6 +12,7 @@ import torch
 
 from agents import ALGORITHMS, WorldModelAgent
 from agents.checkpointing import CheckpointEvery, last_checkpoint
+from tests.agents.learnt import learnt
 
 HALF, WHOLE = 50, 80
 
@@ -56,10 +57,7 @@ def build(name: str, folder: Path | None) -> WorldModelAgent:
 
 def state_of(agent: WorldModelAgent) -> dict[str, Any]:
     """All that the future of a run depends on, as far as it can be compared."""
-    state: dict[str, Any] = {f"policy/{name}": value for name, value in agent.policy.state_dict().items()}
-    for name, optimizer in agent.optimizers.items():
-        for index, moments in optimizer.state_dict()["state"].items():
-            state |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    state: dict[str, Any] = dict(learnt(agent))
     assert agent.replay_buffer is not None
     batch = agent.replay_buffer.sample(32, 8)
     state |= {"action": batch.action, "reward": batch.reward, **batch.observation}
