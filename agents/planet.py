@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -26,7 +26,7 @@ from agents.base import WorldModelAgent
 from agents.planners import CEM, PLANNERS, Planner
 from agents.planning import PlanningPolicy
 from agents.policy import WorldModelPolicy
-from wmgym.nets.coders import normal_coder
+from wmgym.nets.coders import ImageNet, normal_coder
 from wmgym.nets.mlp import Activation, Norm
 from wmgym.worlds.base import SequenceBatch, World
 from wmgym.worlds.config import HeadConfig, RSSMConfig
@@ -62,19 +62,23 @@ class PlaNet(WorldModelAgent):
         deter: width of the deterministic state.
         stoch: number of latents.
         units: width of the layers of the heads, and of those that see vectors.
-        depth: channels of the first convolution, when there are pictures.
+        image: network for pictures, where there are some: the paper's convolutions ("dreamer"), DreamerV3's ("v3"), or
+            the flagship's layers over patches in bfloat16 ("patches"), which are the fastest and learn soonest.
+        depth: width of it (`CoderConfig.depth`): channels of the paper's first convolution.
+        picture_scale: precision of the Normal that pictures are judged by.
+        picture_share: share of the frames that each update reconstructs.
         act: of the layers, those of pictures apart: "relu", "elu", "silu", "mish" or "tanh".
         norm: of the same layers: "none", "layer" or "rms".
         free_nats: divergence of a step that costs nothing.
         reward_scale: weight of the reward's log likelihood.
-        vector_scale: precision (one over the variance) of the Normal that vectors are judged by; pictures and rewards
-            have the paper's 1.
+        vector_scale: precision (one over the variance) of the Normal that vectors are judged by; rewards have the
+            paper's 1.
         standardize: see and judge vectors in units of their deviation (`RSSMConfig.standardize`).
         latent_overshooting: D; predictions up to D steps ahead are trained on the posterior (1: off).
         overshooting_weights: beta_1 to beta_D of them; None: all 1.
         observation_overshooting: predictions up to so many steps ahead are trained on observations and rewards.
         global_prior: weight of the divergence from a fixed standard normal distribution.
-        world_config: a whole world configuration, instead of the fourteen above; its kind is `dynamics`.
+        world_config: a whole world configuration, instead of the seventeen above; its kind is `dynamics`.
         ema: decay of the running average of the learner's weights, which is the world that acts, dreams and is saved.
             0, as in the paper: the learner is the world.
         clip: largest gradient norm.
@@ -110,7 +114,10 @@ class PlaNet(WorldModelAgent):
         deter: int = 200,
         stoch: int = 30,
         units: int = 300,
+        image: ImageNet = "dreamer",
         depth: int = 32,
+        picture_scale: float = 1.0,
+        picture_share: float = 1.0,
         act: Activation = "relu",
         norm: Norm = "none",
         free_nats: float = 3.0,
@@ -140,6 +147,8 @@ class PlaNet(WorldModelAgent):
             raise ValueError(f"ema must be at least 0 and less than 1, not {ema}.")
         self.search = _search(planner, horizon, candidates, elites, iterations)
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
+        self.image, self.picture_scale, self.picture_share = image, picture_scale, picture_share
+        check_choices(self, {"image": get_args(ImageNet)})
         self.act, self.norm = act, norm
         self.free_nats, self.reward_scale, self.vector_scale = free_nats, reward_scale, vector_scale
         self.standardize = standardize
@@ -160,7 +169,9 @@ class PlaNet(WorldModelAgent):
     # -- networks ---------------------------------------------------------------------------------------------
 
     def _paper_world(self) -> RSSMConfig:
-        coder = replace(normal_coder(self.units, 2, self.act, self.depth), norm=self.norm)
+        coder = replace(normal_coder(self.units, 2, self.act, self.depth), norm=self.norm, image=self.image)
+        if self.image == "patches":
+            coder = replace(coder, image_act="silu", image_norm="layer", bfloat16=True)
         return RSSMConfig(
             stoch=self.stoch,
             deter=self.deter,
@@ -179,6 +190,8 @@ class PlaNet(WorldModelAgent):
             standardize=self.standardize,
             reward_scale=self.reward_scale,
             picture_bits=5,
+            picture_scale=self.picture_scale,
+            picture_share=self.picture_share,
             latent_overshooting=self.latent_overshooting,
             overshooting_weights=self.overshooting_weights,
             observation_overshooting=self.observation_overshooting,

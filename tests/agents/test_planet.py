@@ -237,10 +237,14 @@ def test_evaluate_policy_and_logs(tmp_path: Path) -> None:
     assert all(np.isfinite(float(rows[-1][f"train/{key}"])) for key in ("observation_loss", "reward_loss", "kl"))
 
 
-def test_from_pictures(needs_rendering: None) -> None:
-    agent = small("CartPole-v1", observation="pixels", batch_size=2, updates_per_episode=1).learn(60)
+@pytest.mark.parametrize("image", ["dreamer", "patches"])
+def test_from_pictures(image: str, needs_rendering: None) -> None:
+    settings = {"image": image, "picture_scale": 4.0, "picture_share": 0.5}
+    agent = small("CartPole-v1", observation="pixels", batch_size=2, updates_per_episode=1, **settings).learn(60)
     assert agent._n_updates >= 1
     assert agent.world_config.picture_bits == 5
+    assert agent.world_config.encoder.image == agent.world_config.decoder.image == image
+    assert (agent.world_config.picture_scale, agent.world_config.picture_share) == (4.0, 0.5)
 
 
 # -- learning -------------------------------------------------------------------------------------------------
