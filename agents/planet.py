@@ -149,6 +149,8 @@ class PlaNet(WorldModelAgent):
         self.deter, self.stoch, self.units, self.depth = deter, stoch, units, depth
         self.image, self.picture_scale, self.picture_share = image, picture_scale, picture_share
         check_choices(self, {"image": get_args(ImageNet)})
+        check_range(self, ["picture_scale"])
+        check_range(self, ["picture_share"], high=1.0)
         self.act, self.norm = act, norm
         self.free_nats, self.reward_scale, self.vector_scale = free_nats, reward_scale, vector_scale
         self.standardize = standardize

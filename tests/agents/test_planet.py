@@ -124,6 +124,9 @@ def test_every_dynamics_with_every_objective_learns_and_dreams(dynamics: str, tm
         ("seed_episodes", -1),
         ("updates_per_episode", 0),
         ("temperature", -0.5),
+        ("image", "patchs"),
+        ("picture_scale", -1.0),
+        ("picture_share", 1.5),
         ("ema", 1.0),
     ],
 )
