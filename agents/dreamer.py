@@ -39,7 +39,7 @@ from agents.imagination import (
     reach_weights,
 )
 from agents.policy import WorldModelPolicy
-from wmgym.nets.coders import CoderConfig
+from wmgym.nets.coders import PATCHES, CoderConfig
 from wmgym.worlds.base import SequenceBatch, State, World, detach_state, flatten_state, index_state
 from wmgym.worlds.rssm import RSSM, HeadConfig, RSSMConfig
 from wmgym.worlds.tssm import TSSM, TSSMConfig
@@ -293,9 +293,7 @@ def flagship_world(
     foresight: bool = False,
 ) -> RSSMConfig:
     """The flagship's world at the given sizes; the layers of pictures run in bfloat16."""
-    coder = CoderConfig(
-        units=units, layers=2, image="patches", depth=depth, image_act="silu", image_norm="layer", bfloat16=True
-    )
+    coder = CoderConfig(units=units, layers=2, depth=depth, **PATCHES, bfloat16=True)
     return RSSMConfig(
         deter=deter,
         stoch=stoch,

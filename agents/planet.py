@@ -26,7 +26,7 @@ from agents.base import WorldModelAgent
 from agents.planners import CEM, PLANNERS, Planner
 from agents.planning import PlanningPolicy
 from agents.policy import WorldModelPolicy
-from wmgym.nets.coders import ImageNet, normal_coder
+from wmgym.nets.coders import PATCHES, ImageNet, normal_coder
 from wmgym.nets.mlp import Activation, Norm
 from wmgym.worlds.base import SequenceBatch, World
 from wmgym.worlds.config import HeadConfig, RSSMConfig
@@ -63,7 +63,7 @@ class PlaNet(WorldModelAgent):
         stoch: number of latents.
         units: width of the layers of the heads, and of those that see vectors.
         image: network for pictures, where there are some: the paper's convolutions ("dreamer"), DreamerV3's ("v3"), or
-            the flagship's layers over patches in bfloat16 ("patches"), which are the fastest and learn soonest.
+            the flagship's layers over patches in bfloat16 ("patches", the fastest).
         depth: width of it (`CoderConfig.depth`): channels of the paper's first convolution.
         picture_scale: precision of the Normal that pictures are judged by.
         picture_share: share of the frames that each update reconstructs.
@@ -173,7 +173,7 @@ class PlaNet(WorldModelAgent):
     def _paper_world(self) -> RSSMConfig:
         coder = replace(normal_coder(self.units, 2, self.act, self.depth), norm=self.norm, image=self.image)
         if self.image == "patches":
-            coder = replace(coder, image_act="silu", image_norm="layer", bfloat16=True)
+            coder = replace(coder, **PATCHES, bfloat16=True)
         return RSSMConfig(
             stoch=self.stoch,
             deter=self.deter,

@@ -31,7 +31,7 @@ from agents.plannable import Shared, plannable
 from agents.planners import MPPI
 from agents.planning import PlanningPolicy
 from agents.policy import WorldModelPolicy
-from wmgym.nets.coders import CoderConfig
+from wmgym.nets.coders import PATCHES, CoderConfig
 from wmgym.nets.mlp import Activation
 from wmgym.random import Noise
 from wmgym.spaces import action_size
@@ -220,7 +220,7 @@ class TDMPC2(WorldModelAgent):
     # -- networks ---------------------------------------------------------------------------------------------
 
     def _world_config(self) -> TOLDConfig:
-        pictures: dict[str, Any] = {"image": "patches", "depth": self.depth, "image_act": "silu", "image_norm": "layer"}
+        pictures: dict[str, Any] = {**PATCHES, "depth": self.depth}
         return TOLDConfig(
             latent=self.latent,
             units=self.units,

@@ -29,7 +29,7 @@ from agents.evolution import Evolution
 from agents.policy import Carry, WorldModelPolicy
 from agents.rollouts import Ends, dream_returns, real_returns
 from agents.vision_memory import VisionMemoryAgent
-from wmgym.nets.coders import CoderConfig
+from wmgym.nets.coders import PATCHES, CoderConfig
 from wmgym.random import TorchNoise
 from wmgym.real import make_vec
 from wmgym.worlds.base import Observation, State, World, index_state
@@ -226,7 +226,7 @@ class WorldModels(VisionMemoryAgent):
         fast = self.precision == "bfloat16"
         coder = CoderConfig(depth=self.depth, squash=True, symlog=False, bfloat16=fast)
         if self.image == "patches":
-            coder = replace(coder, image="patches", image_act="silu", image_norm="layer")
+            coder = replace(coder, **PATCHES)
         return MDNRNNConfig(
             latent=self.latent,
             hidden=self.hidden,

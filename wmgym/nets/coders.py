@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -82,6 +82,10 @@ class CoderConfig:
 
     def __post_init__(self) -> None:
         check_literals(self)
+
+
+PATCHES: dict[str, Any] = {"image": "patches", "image_act": "silu", "image_norm": "layer"}
+"""What of a `CoderConfig` makes pictures go through layers over patches, as the flagship has them."""
 
 
 def normal_coder(units: int, layers: int, act: Activation, depth: int, image_act: Activation = "relu") -> CoderConfig:
