@@ -107,6 +107,7 @@ class Director(Dreamer):
         policy: see `WorldModelAgent`.
         every: K, steps between two goals.
         horizon: imagined steps, a multiple of `every`.
+        imagine_starts: how many of a batch's posterior states dreams start from; None: all.
         codes: choices that make up a goal.
         classes: among how many each is.
         goal_layers: hidden layers of the goals' encoder and decoder.
@@ -132,6 +133,7 @@ class Director(Dreamer):
         *,
         every: int = 8,
         horizon: int = 16,
+        imagine_starts: int | None = 128,
         codes: int = 8,
         classes: int = 8,
         goal_layers: int = 2,
@@ -149,7 +151,7 @@ class Director(Dreamer):
         check_range(self, ("manager_entropy",), high=1.0)
         if horizon % self.every:
             raise ValueError(f"horizon={horizon} must be a multiple of every={self.every}, the steps to each goal.")
-        super().__init__(env, policy, horizon=horizon, **options)
+        super().__init__(env, policy, horizon=horizon, imagine_starts=imagine_starts, **options)
 
     # -- networks ---------------------------------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def test_work_grows_with_the_batch_and_no_faster() -> None:
 
 
 def test_own_defaults_dream_from_fewer_states() -> None:
-    spec = Spec("dreamer", "state", batch=16, length=16)
+    spec = Spec("dreamer", "state", batch=16, length=32)
     assert flops(build(dataclasses.replace(spec, defaults=True)).step) < flops(build(spec).step)
 
 

@@ -23,6 +23,7 @@ import torch
 
 from agents.dreamer import flagship_world
 from agents.zoo.agent_files import load_agent
+from agents.zoo.hyperparams import load_preset
 from agents.zoo.trust import Corrigible, agent_policies
 from wmgym.allocator import keep_freed_memory
 from wmgym.dataset import load_dataset, record
@@ -109,7 +110,9 @@ def main(arguments: list[str] | None = None) -> int:
     if args.record:
         record_mixture(args.data[0], args.record, args.agent, args.steps, args.seed)
     deter, stoch, units = args.sizes
-    config = flagship_world(deter, stoch, units, depth=16, picture_share=0.25)
+    long = load_preset("dreamer", "", "long")  # the world that docs/dream.md has results of
+    weights = {name: long[name] for name in ("vector_scale", "reward_scale", "foresight")}
+    config = flagship_world(deter, stoch, units, depth=16, picture_share=0.25, **weights)
     config = dataclasses.replace(config, ensemble=args.ensemble)
     settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 

@@ -117,7 +117,7 @@ def test_a_spoilt_update_leaves_everything_as_it_was(
     assert agent._skipped_updates == 1
     assert agent._n_updates == len(seen) - 1
     for name, before in seen[at - 1].items():
-        if "slow_critic" not in name:
+        if "slow_critic" not in name and "foresight" not in name:  # its averages are of errors, which were finite
             torch.testing.assert_close(before, seen[at][name], rtol=0, atol=0, msg=lambda text, name=name: name)
     assert all(bool(torch.isfinite(value).all()) for value in learnt(agent).values())
 
